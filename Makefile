@@ -1,0 +1,37 @@
+# Two commands do everything: `make paper` and `make test`. Both set themselves up first.
+PROFILE ?= demo
+CORES ?= 2
+PYTHON ?= python3
+ifeq ($(OS),Windows_NT)
+BIN := .venv/Scripts
+else
+BIN := .venv/bin
+endif
+
+.PHONY: paper test readme lab clean
+.DEFAULT_GOAL := paper
+
+# The environment is made again only when the lock or the package's own requirements change.
+.venv/.ready: constraints.txt pyproject.toml
+	$(PYTHON) -c "import sys; sys.exit('peace_nb needs Python 3.11 or newer, but this is ' + sys.version.split()[0]) if sys.version_info < (3, 11) else None"
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
+	$(BIN)/python -c "import pathlib; pathlib.Path('.venv/.ready').touch()"
+
+paper: .venv/.ready
+	$(BIN)/peace-nb paper --profile $(PROFILE) --cores $(CORES)
+
+# One thread a process: two notebooks are tested at a time, and a result must not depend on the number of threads.
+test: export OMP_NUM_THREADS = 1
+test: .venv/.ready
+	$(BIN)/nbdev-test --n-workers $(CORES) --timing --skip-folder-re "^(paper|[_.])"
+	$(BIN)/python -m pytest -q
+
+readme: .venv/.ready
+	$(BIN)/python -c "from peace_nb.pipeline import write_readme; write_readme()"
+
+lab: .venv/.ready
+	$(BIN)/python -m jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/nbs
+
+clean:
+	$(PYTHON) -c "import shutil; shutil.rmtree('paper/build', ignore_errors=True)"
