@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['SIGNAL', 'TRAIN', 'KNOWLEDGE', 'STAGES', 'PACKAGES', 'Stage', 'stage_settings', 'build_dir', 'check_parameters',
            'source_state', 'environment', 'file_digest', 'write_json', 'run_notebook', 'step_name', 'run_step',
-           'pending', 'paper', 'require']
+           'build_paper', 'products', 'require', 'render_readme', 'write_readme']
 
-# %% ../nbs/80_pipeline.ipynb #78065472
-import contextlib, hashlib, importlib.metadata, json, os, platform, subprocess, sys, threading, time
+# %% ../nbs/80_pipeline.ipynb #ea8cf098
+import contextlib, hashlib, importlib.metadata, json, os, platform, re, subprocess, sys, threading, time
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -28,7 +28,7 @@ class Stage:
     settings: tuple[str, ...]        # keys of the profile it reads
     library: tuple[str, ...]         # folders of peace_nb its results come from
 
-# %% ../nbs/80_pipeline.ipynb #97290c17
+# %% ../nbs/80_pipeline.ipynb #4fce346d
 _cohort = lambda *own: Stage("50_cohorts", ("cohort_seed", "label_noise", *SIGNAL, *own), ("data",))
 _all = ("data", "models", "methods", "training")
 STAGES = {
@@ -37,7 +37,7 @@ STAGES = {
     "cohort-ptbxl": _cohort("ptbxl_root", "ptbxl_patients"),
     "cohort-extra": _cohort("extra_test_patients"),
     "pretrain": Stage("51_pretrain", (*TRAIN, "learning_rate", "pretrain_epochs"), _all),
-    "transfer": Stage("52_transfer", (*TRAIN, "finetune_learning_rate", "finetune_epochs", "shots", "child_settings", "cohort_seed"), (*_all, "evaluation")),
+    "transfer": Stage("52_transfer", (*TRAIN, "finetune_learning_rate", "finetune_epochs", "child_settings", "cohort_seed"), (*_all, "evaluation")),
     "sim2real-train": Stage("53_sim2real_train", (*SIGNAL, *TRAIN, "cohort_seed", "label_noise", "learning_rate", "sim2real_method", "sim2real_records", "sim2real_epochs"), _all),
     "sim2real-test": Stage("54_sim2real_test", ("bootstrap",), (*_all, "evaluation")),
     "table-1": Stage("60_table_1_cohorts", (), ("data",)),
@@ -119,6 +119,19 @@ def write_json(path:Path, value):
     tmp.write_text(json.dumps(value, indent=1, sort_keys=True, default=str) + "\n", encoding="utf-8", newline="\n")
     os.replace(tmp, path)
 
+# %% ../nbs/80_pipeline.ipynb #e6cefa03
+@contextlib.contextmanager
+def _stderr_to(path:Path):
+    "Send what kernels write to the error stream (warnings of their transport, mostly) to a log file."
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(path, "w", encoding="utf-8") as log:
+        os.dup2(log.fileno(), 2)
+        try: yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2); os.close(kept)
+
 # %% ../nbs/80_pipeline.ipynb #d98d919b
 def _execute(notebook:Path, partial:Path, params:dict, threads:int):
     "Execute with papermill, in the notebook's own folder, with a fixed number of threads."
@@ -131,7 +144,7 @@ def _execute(notebook:Path, partial:Path, params:dict, threads:int):
         raise PeaceError(f"{notebook.name} stopped in cell {e.exec_count}: {said} (executed copy: {partial})") from None
     finally: os.environ.pop("PEACE_STEP", None)
 
-# %% ../nbs/80_pipeline.ipynb #ebc3905d
+# %% ../nbs/80_pipeline.ipynb #3f4aeb8c
 def run_notebook(notebook:Path|str,     # source notebook
                  out:Path|str,          # executed copy
                  params:dict|None=None, # its parameters
@@ -145,11 +158,12 @@ def run_notebook(notebook:Path|str,     # source notebook
     partial = out.with_suffix(".partial.ipynb")
     out.parent.mkdir(parents=True, exist_ok=True)
     start, stamp = time.perf_counter(), datetime.now(timezone.utc).isoformat(timespec="seconds")
-    with _watch_memory() as memory: _execute(notebook, partial, params, threads)
+    with _watch_memory() as memory, _stderr_to(out.with_suffix(".log")): _execute(notebook, partial, params, threads)
     entry = {"notebook": notebook.name, "parameters": params, "threads": threads, "started": stamp, "seconds": round(time.perf_counter() - start, 1),
              "peak_memory_mb": round(memory["peak_mb"]), "source_sha256": file_digest(notebook), **(notes or {}), **environment()}
     write_json(Path(record or out.with_suffix(".json")), entry)
     os.replace(partial, out)
+    out.with_suffix(".log").unlink()
     return entry
 
 # %% ../nbs/80_pipeline.ipynb #ab3398f8
@@ -169,36 +183,55 @@ def run_step(stage:str, profile:str, **params) -> dict:
     print(f"{datetime.now():%H:%M:%S}  {name}: {entry['seconds']:.0f} s, {entry['peak_memory_mb']} MB", flush=True)
     return entry
 
-# %% ../nbs/80_pipeline.ipynb #ea12276c
+# %% ../nbs/80_pipeline.ipynb #96c3c01e
 def _snakemake(profile:str, cores:int, targets, extra=()) -> list[str]:
     "The command line that builds `targets` (all of the paper where empty)."
     return [sys.executable, "-m", "snakemake", "--snakefile", str(project_root() / "paper" / "Snakefile"), "--directory", str(build_dir(profile)),
             "--cores", str(cores), "--config", f"profile={profile}", "--rerun-incomplete", "--nolock", "--quiet", "all", *extra, "--", *targets]
 
-def pending(profile:str, targets=()) -> int:
-    "How many steps are stale or missing."
-    done = subprocess.run(_snakemake(profile, 1, targets, ("--dry-run", "--quiet", "host")), capture_output=True, text=True)
-    rows = [l.split() for l in done.stdout.splitlines() if l.startswith("total")]
-    if done.returncode: raise PeaceError(f"The plan of profile {profile!r} could not be made: {done.stderr.strip()[-2000:]}")
-    return int(rows[0][1]) if rows else 0
-
-# %% ../nbs/80_pipeline.ipynb #39387716
-def paper(profile:str="demo", cores:int=2, targets=()):
-    "Build the paper of `profile`, or only `targets` (paths below its build folder). Raises `PeaceError` where a step fails."
+# %% ../nbs/80_pipeline.ipynb #71c0ebc0
+def build_paper(profile:str="demo", cores:int=2, targets=()) -> Path:
+    "Build the paper of `profile`, or only `targets` (paths below its build folder); returns the build folder. Raises `PeaceError` where a step fails."
     from filelock import FileLock, Timeout
     load_profile(profile)
     build = build_dir(profile)
     build.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(build / ".lock", timeout=0):
-            if subprocess.run(_snakemake(profile, cores, targets)).returncode:
+            # the steps call `peace-nb`, which stands beside this interpreter
+            env = {**os.environ, "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])}
+            if subprocess.run(_snakemake(profile, cores, targets), env=env).returncode:
                 raise PeaceError(f"The paper of profile {profile!r} stopped: the sentence above names the step; run the same command again to continue from there.")
     except Timeout: raise PeaceError(f"Another process is building {build}; wait for it or stop it.") from None
+    return build
+
+def products(build:Path) -> list[str]:
+    "What a finished build holds, one line each."
+    count = lambda folder, kind: len([p for p in (build / folder).glob(f"*.{kind}") if ".partial" not in p.name])
+    return [f"{build / 'paper.pdf'}", f"{build / 'report.html'}", f"{build / 'provenance.json'}",
+            f"{build / 'notebooks'}: {count('notebooks', 'ipynb')} executed notebooks", f"{build / 'tables'}: {count('tables', 'csv')} tables (CSV)",
+            f"{build / 'figures'}: {count('figures', 'png')} figures (PNG and PDF)"]
 
 def require(profile:str, *targets:str) -> list[Path]:
     "Paths of `targets` in the build folder, built first where a notebook is run on its own and they are missing."
     build = build_dir(profile)
     missing = [t for t in targets if not (build / t).exists()]
     if missing and os.environ.get("PEACE_STEP"): raise PeaceError(f"{', '.join(missing)} should have been made by an earlier step of profile {profile!r}, but is not in {build}.")
-    if missing: paper(profile, targets=missing)
+    if missing: build_paper(profile, targets=missing)
     return [build / t for t in targets]
+
+# %% ../nbs/80_pipeline.ipynb #1727186a
+def render_readme(notebook:Path|None=None) -> str:
+    "`nbs/index.ipynb` as the text of README.md: markdown cells and printed results, links as seen from the top of the project."
+    import nbformat
+    from nbconvert import MarkdownExporter
+    nb = nbformat.read(notebook or project_root() / "nbs" / "index.ipynb", 4)
+    text, _ = MarkdownExporter().from_notebook_node(nb)
+    turn = lambda m: m[0] if "://" in m[1] or m[1].startswith("#") else f"]({m[1][3:]})" if m[1].startswith("../") else f"](nbs/{m[1]})"
+    return re.sub(r"\]\(([^)\s]+)\)", turn, text).strip() + "\n"
+
+def write_readme() -> Path:
+    "Write README.md at the top of the project."
+    path = project_root() / "README.md"
+    path.write_text(render_readme(), encoding="utf-8", newline="\n")
+    return path

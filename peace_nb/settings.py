@@ -14,7 +14,7 @@ from pathlib import Path
 class PeaceError(ValueError):
     "A fault a user can mend: its message is one sentence that names the file, key or record."
 
-# %% ../nbs/00_settings.ipynb #a41bc7e5
+# %% ../nbs/00_settings.ipynb #0f41082e
 @dataclass(frozen=True)
 class Profile:
     "One section of `settings.ini`, typed. Sizes are counts of simulated *patients*; a cohort with a real root takes its size from the data."
@@ -50,8 +50,7 @@ class Profile:
     finetune_epochs: int
     finetune_learning_rate: float    # peak, adaptation
     patience: int                    # epochs without a better validation AUROC
-    shots: int                       # positives a label in the few-shot support set
-    child_settings: tuple[str, ...]  # of "zero-shot", "50-shot", "full"
+    child_settings: tuple[str, ...]  # "zero-shot", "<k>-shot" (at most k positives a label), "full"
     bootstrap: int                   # patient-level resamples for an interval
     sim2real_method: str             # method of Table 3
     sim2real_records: int            # simulated adults of Table 3
@@ -69,9 +68,9 @@ def _parse(text:str, kind, where:str):
         wanted = f"a list of {many[0].__name__}" if many else kind.__name__
         raise PeaceError(f"{where} is {text!r}, but it must be {wanted}.") from None
 
-# %% ../nbs/00_settings.ipynb #5c27bb76
+# %% ../nbs/00_settings.ipynb #866496fe
 CHOICES = {"lsbc_weighting": {"plain", "count"}, "precision": {"no", "fp16", "bf16"},
-           "child_settings": {"zero-shot", "50-shot", "full"}, "encoder": {"tiny", "small", "base", "paper"}}
+           "encoder": {"tiny", "small", "base", "paper"}}
 
 def _check(p:Profile, where:str):
     "Refuse values that parse but cannot mean anything."
@@ -81,6 +80,8 @@ def _check(p:Profile, where:str):
             if v not in allowed: raise PeaceError(f"{where}: {key} is {v!r}, but it must be one of {', '.join(sorted(allowed))}.")
     if not 0 <= p.band_low < p.band_high < p.fs / 2:
         raise PeaceError(f"{where}: the band {p.band_low:g}-{p.band_high:g} Hz does not fit below half of fs = {p.fs} Hz.")
+    for v in p.child_settings:
+        if not re.fullmatch(r"zero-shot|full|[1-9]\d*-shot", v): raise PeaceError(f"{where}: child_settings has {v!r}, but it must be zero-shot, full or for example 50-shot.")
     if not p.seeds: raise PeaceError(f"{where}: seeds is empty, but at least one is needed.")
     for key in ("batch_size", "pretrain_epochs", "finetune_epochs", "bootstrap", "seconds", "learning_rate"):
         if getattr(p, key) <= 0: raise PeaceError(f"{where}: {key} must be above 0.")
