@@ -82,7 +82,7 @@ def check_tables() -> None:
             if bad: raise PeaceError(f"table {name}: {code!r} names {sorted(bad)}, which is not a label")
             if not row["labels"] and not row["reason"]: raise PeaceError(f"table {name}: {code!r} maps to nothing and gives no reason")
 
-# %% ../../nbs/data/01_labels.ipynb #ee1cedf9
+# %% ../../nbs/data/01_labels.ipynb #a979f996
 @dataclass
 class Coverage:
     "What one mapping did to one column of annotations."
@@ -96,7 +96,7 @@ class Coverage:
     def summary(self) -> dict[str, int]:
         "The headline counts as plain numbers, ready for JSON."
         by_fate = self.codes.groupby("fate")["n"].sum()
-        fates = {f"statements {fate}": int(by_fate.get(fate, 0)) for fate in ("mapped", "makes unknown", "set aside")}
+        fates = {f"statements {fate}": int(by_fate.get(fate, 0)) for fate in ("mapped", "made unknown", "set aside")}
         return {"records": self.records, "records without annotation": self.unannotated, **fates,
                 "statements not in the table": int(self.unmatched.sum())}
 
@@ -121,9 +121,18 @@ def _combine(tokens: Sequence[Sequence], vector_of: Callable[[object], np.ndarra
     np.maximum.at(out, rows, table[ids])
     return out
 
-# %% ../../nbs/data/01_labels.ipynb #151c5880
+# %% ../../nbs/data/01_labels.ipynb #65080100
+def _flutter_ratio(states: np.ndarray) -> np.ndarray:
+    "A block beside flutter may be the flutter's conduction ratio: unknown"
+    states = states.copy()
+    both = (states[:, _POSITION["AFLT"]] == _ASSERTED) & (states[:, _POSITION["AVB23"]] == _ASSERTED)
+    states[both, _POSITION["AVB23"]] = _UNKNOWN
+    return states
+
+# %% ../../nbs/data/01_labels.ipynb #1e7aa636
 def _to_frame(states: np.ndarray, index: pd.Index, annotated: np.ndarray, inexpressible: Iterable[str] = ()) -> pd.DataFrame:
     "(n, 27) states -> float labels; rows without annotation and labels the source cannot express are NaN"
+    states = _flutter_ratio(states)
     values = np.array([0.0, np.nan, 1.0])[states]
     values[~annotated] = np.nan
     frame = pd.DataFrame(values, index=index, columns=list(LABELS))
@@ -133,13 +142,13 @@ def _to_frame(states: np.ndarray, index: pd.Index, annotated: np.ndarray, inexpr
 def _label_counts(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({"positive": (frame == 1).sum(), "negative": (frame == 0).sum(), "missing": frame.isna().sum()})
 
-# %% ../../nbs/data/01_labels.ipynb #136d121e
+# %% ../../nbs/data/01_labels.ipynb #d66dfc81
 def _coverage(source: str, tokens: Sequence[Sequence[str]], table: pd.DataFrame, frame: pd.DataFrame, annotated: np.ndarray) -> Coverage:
     "Count what became of every token, given the table that says so."
     n = pd.Series([x for t in tokens for x in t], dtype=object).value_counts()
     known = n[n.index.isin(table.index)]
     codes = table.loc[known.index, ["labels", "unknown", "reason"]]
-    fate = np.select([codes["labels"] != "", codes["unknown"] != ""], ["mapped", "makes unknown"], "set aside")
+    fate = np.select([codes["labels"] != "", codes["unknown"] != ""], ["mapped", "made unknown"], "set aside")
     codes.insert(0, "n", known.to_numpy()); codes.insert(1, "fate", fate)
     unmatched = n[~n.index.isin(table.index)].rename("n")
     return Coverage(source, len(frame), int((~annotated).sum()), codes, unmatched, _label_counts(frame))
@@ -285,7 +294,7 @@ def _matches(line: str) -> list[tuple[re.Match, int]]:
             line = line[:start] + "\0" * (stop - start) + line[stop:]
     return found
 
-# %% ../../nbs/data/01_labels.ipynb #dd1f6dfc
+# %% ../../nbs/data/01_labels.ipynb #831795ae
 @dataclass(frozen=True)
 class Reading:
     "What one line says: asserted and doubted labels, the rules it matched, and whether it was passed over."
@@ -307,8 +316,8 @@ def read_line(
         _, yes, open_, example = _compiled_rules()[number]
         start, stop = m.span(1) if m.re.groups and m.group(1) is not None else m.span()
         rules.append(example)
-        if negated[start] or _NEGATED_AFTER.search(text[stop:]): continue
         doubted = doubt[start] or bool(_HEDGE_AFTER.search(text[stop:]))
+        if negated[start] or (not doubted and _NEGATED_AFTER.search(text[stop:])): continue
         (unknown if doubted else asserted).update(yes); unknown.update(open_)
     if not rules: return Reading(kind="technical" if _TECHNICAL.search(text) else "no rule")
     return Reading(tuple(sorted(asserted)), tuple(sorted(unknown - asserted)), tuple(rules))
