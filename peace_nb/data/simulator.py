@@ -21,9 +21,9 @@ from .labels import LABELS
 from .signals import LEADS, SignalSpec, bandpass
 from .norms import norm, draw_ages
 
-# %% ../../nbs/data/03_simulator.ipynb #f8144ee6
+# %% ../../nbs/data/03_simulator.ipynb #042f531f
 DOWER = np.array([            # rows I, II, V1…V6; columns X (left), Y (feet), Z (back)
-    [ 0.632, -0.235,  0.059], [ 0.235,  1.066, -0.132], [-0.515,  0.157, -0.917], [ 0.044,  0.164, -1.387],
+    [ 0.680, -0.190,  0.059], [ 0.235,  1.066, -0.132], [-0.480,  0.157, -0.820], [-0.060,  0.164, -1.450],
     [ 0.882,  0.098, -1.277], [ 1.213,  0.127, -0.601], [ 1.125,  0.127, -0.086], [ 0.831,  0.076,  0.230]])
 TWELVE = np.zeros((12, 8))    # the twelve leads from the eight independent ones
 TWELVE[0, 0] = TWELVE[1, 1] = 1
@@ -174,7 +174,7 @@ def apply_force(c, label, rng):
     elif label in FORCED: c[FORCED[label]][:] = rng.uniform(.5, 1, len(c[FORCED[label]]))
     else: raise PeaceError(f"unknown label {label!r}: one of {', '.join(LABELS)}")
 
-# %% ../../nbs/data/03_simulator.ipynb #a82336ae
+# %% ../../nbs/data/03_simulator.ipynb #7a3a0842
 def intervals(rng, p, c):
     "Rates and intervals of one recording in seconds: rr, p_dur, pr, qrs, qt (dict of arrays)"
     n, child, s = len(p["years"]), p["child"], p["shape"]
@@ -184,7 +184,7 @@ def intervals(rng, p, c):
     hi, lo = np.where(child, norm("heart_rate", p["age_days"], 98), 100), np.where(child, norm("heart_rate", p["age_days"], 2), 60)
     rate = np.where(of("tachy"), hi * (1.0 + .35 * c["tachy"] * between(.3, 1)), rate_n)
     rate = np.where(of("brady"), lo * (1.0 - .30 * c["brady"] * between(.1, 1)), rate)
-    pr = np.where(child, _norm_draw(rng, "pr_ms", p) / 1e3, .155 + .016 * s[:, 1] + .0003 * (p["years"] - 50) - .0004 * (rate - 70) + .008 * rng.normal(size=n))
+    pr = np.where(child, _norm_draw(rng, "pr_ms", p) / 1e3, .160 + .016 * s[:, 1] + .0003 * (p["years"] - 50) - .0004 * (rate - 70) + .008 * rng.normal(size=n))
     pr_hi = np.where(child, norm("pr_ms", p["age_days"], 98) / 1e3, .200)
     pr = np.where(child, pr, np.clip(pr, .115, .199))
     pr = np.where(of("avb1"), pr_hi * (1.03 + .5 * c["avb1"]**1.5), pr)
@@ -349,16 +349,16 @@ def sample_waves(w: Waves, start, stop, L, fs=500, blur=0.0):
     amp = np.einsum("nlx,nwx->nwl", L, w.vector).astype(np.float32)
     return np.matmul(g.transpose(0, 2, 1), amp)
 
-# %% ../../nbs/data/03_simulator.ipynb #b95877cb
+# %% ../../nbs/data/03_simulator.ipynb #1273f9cd
 def _vec(*columns): return np.stack(np.broadcast_arrays(*columns), -1).astype(float)
 
 def atrial_waves(rng, p, c, iv, ectopic=False):
     "P wave: right atrium first (anterior, downward), left atrium second (leftward, backward)"
     n, d, k = len(iv["rr"]), iv["p_dur"], p["vector"]
     s = p["shape"]
-    size = .085 * np.exp(.25 * s[:, 5]) * np.where(p["child"], 1.1, 1.0)
-    ra = size[:, None] * (_vec(.30, .85, -.35) + .18 * k[:, 0]) * (1 + 1.1 * c["ra_enlarged"])[:, None]
-    la = size[:, None] * (_vec(.75, .45, .45) + .18 * k[:, 1]) * (1 + .3 * c["la_enlarged"])[:, None]
+    size = .085 * np.exp(.28 * s[:, 5]) * np.where(p["child"], 1.1, 1.0)
+    ra = size[:, None] * (_vec(.30, .80, -.22) + .15 * k[:, 0]) * (1 + 1.1 * c["ra_enlarged"])[:, None]
+    la = size[:, None] * (_vec(.60, .60, .18) + .15 * k[:, 1]) * (1 + .3 * c["la_enlarged"])[:, None]
     la[:, 2] += .10 * c["la_enlarged"]
     if ectopic:
         turn = rotation(rng.uniform(-60, 60, n), rng.uniform(-60, 60, n), rng.uniform(-160, 160, n))
@@ -368,17 +368,17 @@ def atrial_waves(rng, p, c, iv, ectopic=False):
     width = np.stack([.155 * d, .165 * d], 1)
     return Waves(centre, width, width, np.stack([ra, la], 1))
 
-# %% ../../nbs/data/03_simulator.ipynb #1da0db4b
-QRS_CENTRE = np.array([.15, .34, .49, .65, .83])      # septum, apex, free wall, posterior wall, base; fractions of the QRS
-QRS_WIDTH  = np.array([.075, .085, .085, .090, .075])
-ADULT_QRS  = np.array([[-.14, -.07, -.24], [.45, .40, -.22], [.85, .62, .35], [.22, .16, .62], [-.18, -.16, .20]])
+# %% ../../nbs/data/03_simulator.ipynb #b7fb3344
+QRS_CENTRE = np.array([.13, .27, .455, .61, .76])      # septum, apex, free wall, posterior wall, base; fractions of the QRS
+QRS_WIDTH  = np.array([.070, .080, .088, .080, .075])
+ADULT_QRS  = np.array([[-.05, -.01, -.17], [.22, .10, -.20], [1.38, .64, .50], [.20, .13, .58], [-.18, -.03, .22]])
 NEWBORN_QRS = np.array([[.10, -.10, -.20], [-.15, .55, -.75], [-.15, .45, -.25], [-.50, .15, .30], [-.35, -.10, .35]])
 
 def maturity(years):
     "How far the left ventricle has taken over: 0 at birth, about 0.8 at one year, 1 from adolescence"
     return np.clip(1 - .75 * np.exp(-years / .25) - .25 * np.exp(-years / 5), 0, 1)
 
-# %% ../../nbs/data/03_simulator.ipynb #af216c0d
+# %% ../../nbs/data/03_simulator.ipynb #7fddfa42
 def ventricular_waves(rng, p, c, iv):
     "Depolarisation as five moving fronts, then bent by hypertrophy, block, pre-excitation and scar; returns `Waves` (QRS and ST)"
     n, k, s = len(iv["rr"]), p["vector"], p["shape"]
@@ -389,7 +389,7 @@ def ventricular_waves(rng, p, c, iv):
     v = m * ADULT_QRS + (1 - m) * NEWBORN_QRS
     v = v + .11 * k[:, 2:7] * np.linalg.norm(v, axis=-1, keepdims=True)**.5
     v = v * np.exp(.18 * s[:, 6:11, None])
-    age_spin = np.where(p["child"], 0, -.35 * (p["years"] - 45))
+    age_spin = np.where(p["child"], 0, -.30 * (p["years"] - 45))
     R = rotation(p["roll"], p["yaw"], p["spin"] + age_spin)
     v = np.einsum("nxy,nwy->nwx", R, v)
     centre, width = QRS_CENTRE * core, QRS_WIDTH * core * np.exp(.08 * rng.normal(size=(n, 5)))
@@ -460,19 +460,19 @@ def scar(c, iv, v, centre, width):
     v[:, 2] = v[:, 2] + .25 * away
     return v, centre, width
 
-# %% ../../nbs/data/03_simulator.ipynb #644a4ae6
-ADULT_T = np.array([.26, .18, -.24])
+# %% ../../nbs/data/03_simulator.ipynb #fe7d548f
+ADULT_T = np.array([.29, .15, -.19])
 
 def t_direction(p):
     "T vector of a healthy heart in mV: turns from back (V1–V3 inverted) to front during childhood and adolescence"
     y = p["years"]
     kid = p["child"]
-    front = np.where(kid, np.interp(y, [0, .008, .02, 3, 8, 12, 16], [-.12, -.05, .16, .14, .06, -.06, -.16]), ADULT_T[2] + .0016 * (y - 40))
+    front = np.where(kid, np.interp(y, [0, .008, .02, 3, 8, 12, 16], [-.12, -.05, .16, .14, .06, -.06, -.16]), ADULT_T[2] + .0010 * (y - 40))
     left = np.where(kid, np.interp(y, [0, .01, .1, 5], [.10, .14, .22, .30]), ADULT_T[0] - .0008 * (y - 40))
-    front = np.where(~kid & (p["sex"] == "F"), front * .7, front)
+    front = np.where(~kid & (p["sex"] == "F"), front * .6, front)
     return _vec(left, np.where(kid, .18, ADULT_T[1]), front)
 
-# %% ../../nbs/data/03_simulator.ipynb #8455e819
+# %% ../../nbs/data/03_simulator.ipynb #15f99d58
 def repolarisation(rng, p, c, iv, qrs_vector):
     "ST level, the slope into T, T in two parts and U: `Waves`, times from QRS onset"
     n, k, s, q = len(iv["rr"]), p["vector"], p["shape"], iv["qrs"]
@@ -486,11 +486,12 @@ def repolarisation(rng, p, c, iv, qrs_vector):
     st, T = injure(rng, p, c, T, main)
     peak = qt - np.clip(.090 * qt / .39, .055, .13) - .02 * c["long_qt"] * rng.random(n)
     w = (qt - peak) / 2.15
-    rise = np.clip(np.exp(.15 * s[:, 12]) * 1.55 * w, .02, None)
-    centre = np.stack([q + .45 * (peak - q), peak - 1.1 * rise, peak, qt + .11], 1)
-    left = np.stack([.30 * (peak - q), 1.0 * rise, rise, np.full(n, .035)], 1)
-    right = np.stack([.34 * (peak - q), 1.0 * rise, w, np.full(n, .045)], 1)
-    ramp = .16 * T * np.exp(.3 * s[:, 13])[:, None]
+    rise = np.clip(np.exp(.15 * s[:, 12]) * 1.38 * w, .02, None)
+    centre = np.stack([q + .45 * (peak - q), peak - 1.6 * rise, peak, qt + .11], 1)
+    left = np.stack([.30 * (peak - q), 1.2 * rise, rise, np.full(n, .035)], 1)
+    right = np.stack([.34 * (peak - q), .9 * rise, w, np.full(n, .045)], 1)
+    slope = np.where(p["child"], .3, 1) * np.where(p["sex"] == "F", .7, 1.15) * size * np.exp(.35 * s[:, 13])
+    ramp = .05 * T + slope[:, None] * _vec(.02, .005, -.055) * (1 - np.minimum(1, (c["t_flat"] + c["t_inverted"] + c["ischaemia"])[:, None]))
     u = .06 * T * (rr > .7)[:, None]
     return Waves(centre, left, right, np.stack([st, ramp, T, u], 1)), qt
 
@@ -738,7 +739,7 @@ class Simulation:
     def __len__(self): return len(self.table)
     def report(self, i): return report_lines(self.labels.iloc[i], self.table.iloc[i])
 
-# %% ../../nbs/data/03_simulator.ipynb #71adac29
+# %% ../../nbs/data/03_simulator.ipynb #1cb18a3d
 def simulate_block(block, population="adult", seed=0, fs=500, seconds=10.0, site=None, label_noise=0.0, age_days=None, labels=None, records_per_patient=1.0):
     "The `block`-th hundred of records: `Simulation` of `BLOCK` records"
     if population not in ("adult", "child"): raise PeaceError(f"unknown population {population!r}: 'adult' or 'child'")
@@ -768,7 +769,7 @@ def simulate_block(block, population="adult", seed=0, fs=500, seconds=10.0, site
     if label_noise: y = y.where(rng.random(y.shape) >= label_noise, 1 - y)
     table = truth_table(p, c, iv, h, rate, axis, who, block, seed, population, where, fs, seconds)
     y.index = table.index
-    table["report"] = ["; ".join(report_lines(y.iloc[i], table.iloc[i])) for i in range(BLOCK)]
+    table["report"] = ["; ".join(report_lines(a, dict(rhythm=r))) for a, r in zip(y.to_dict("records"), table.rhythm)]
     return Simulation(np.matmul(TWELVE.astype(np.float32), x), y, table, beats)
 
 # %% ../../nbs/data/03_simulator.ipynb #2ae48abe
@@ -832,7 +833,7 @@ def simulate_blocks(
         order = [LEADS.index(lead) for lead in spec.leads]
         yield bandpass(s.signals, spec.fs, spec.band)[:, order], np.ones((len(s), len(order)), bool), s.table, s.labels
 
-# %% ../../nbs/data/03_simulator.ipynb #41ad9d0c
+# %% ../../nbs/data/03_simulator.ipynb #c3e576dd
 LINES = dict(STACH="Sinus tachycardia", SBRAD="Sinus bradycardia", SARRH="Sinus arrhythmia", PAC="Premature atrial complexes", PVC="Premature ventricular complexes",
              SVT="Supraventricular tachycardia", AFIB="Atrial fibrillation", AFLT="Atrial flutter", AVB1="First degree AV block", AVB23="Second or third degree AV block",
              WPW="Ventricular preexcitation (WPW)", LBBB="Left bundle branch block", RBBB="Right bundle branch block", IRBBB="Incomplete right bundle branch block",
@@ -842,6 +843,6 @@ LINES = dict(STACH="Sinus tachycardia", SBRAD="Sinus bradycardia", SARRH="Sinus 
 
 def report_lines(labels, row):
     "The lines an ECG cart would print for one record"
-    lines = [] if row["rhythm"] != "sinus" or labels[["STACH", "SBRAD", "SARRH"]].sum() else ["Sinus rhythm"]
+    lines = [] if row["rhythm"] != "sinus" or any(labels[k] == 1 for k in ("STACH", "SBRAD", "SARRH")) else ["Sinus rhythm"]
     lines += [text for k, text in LINES.items() if labels[k] == 1]
     return lines + ["Normal ECG" if labels["NORM"] == 1 else "Abnormal ECG"]
