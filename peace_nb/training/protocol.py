@@ -4,15 +4,18 @@
 
 # %% auto #0
 __all__ = ['SETTINGS', 'Setting', 'setting', 'check_split', 'rows_of', 'support_set', 'support_report', 'training_rows',
-           'fit_normaliser']
+           'train_normaliser', 'epoch_batches', 'lr_factor', 'param_groups']
 
-# %% ../../nbs/training/30_protocol.ipynb #6074a9bc
+# %% ../../nbs/training/30_protocol.ipynb #d422a2f4
 import re
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from torch import nn
 
+from ..data.signals import Normaliser
+from ..data.store import fit_normaliser
 from ..settings import PeaceError
 
 # %% ../../nbs/training/30_protocol.ipynb #bbfe4513
@@ -115,13 +118,45 @@ def training_rows(
     if not len(support): raise PeaceError(f"{how.name}: no training record carries a positive label, so there is no support set.")
     return support["row"].to_numpy(), support
 
-# %% ../../nbs/training/30_protocol.ipynb #6af916c2
-def fit_normaliser(
-    store,                # a `SignalStore`: `.batch(rows) -> (signals (b,12,n) mV, mask (b,12))`
+# %% ../../nbs/training/30_protocol.ipynb #13f54214
+def train_normaliser(
+    store,                # a `SignalStore`
     split: pd.Series,     # the part of each record; only "train" is read
-    fit,                  # `Normaliser.fit`: takes an iterable of (signals, mask)
-    batch_size: int=256,  # records read at a time
-):                        # what `fit` returns
-    "Fit normalisation statistics on the training rows of a split, in constant memory"
-    rows = rows_of(split, "train", store.table.index)
-    return fit(store.batch(rows[i:i + batch_size]) for i in range(0, len(rows), batch_size))
+) -> Normaliser:
+    "Fit the normaliser on the training rows of a split, in constant memory"
+    return fit_normaliser(store, rows_of(split, "train", store.table.index))
+
+# %% ../../nbs/training/30_protocol.ipynb #cef2f8ad
+def epoch_batches(
+    n: int,           # records in the data set
+    batch_size: int,  # records a batch, at most
+    seed: int,        # of the run
+    epoch: int,       # 0, 1, …
+) -> list[np.ndarray]: # positions in the data set; sizes differ by at most one
+    "The batches of one epoch: a function of the seed, the epoch and the number of records, and of nothing else"
+    order = np.random.default_rng([seed, epoch, n]).permutation(n)
+    return np.array_split(order, -(-n // batch_size))
+
+# %% ../../nbs/training/30_protocol.ipynb #e689c225
+def lr_factor(
+    update: int,           # 0 for the first update
+    total: int,            # updates of the whole run
+    warmup: float=0.1,     # share of the updates that warm up
+    final: float=0.01,     # factor at the end
+) -> float:                # what the peak rate is multiplied by, in (0, 1]
+    "Linear warm-up, then half a cosine, stepped once an update"
+    rise = round(warmup * total)
+    if update < rise: return (update + 1) / (rise + 1)
+    along = (update - rise) / max(1, total - 1 - rise)
+    return final + (1 - final) * 0.5 * (1 + np.cos(np.pi * min(1.0, along)))
+
+# %% ../../nbs/training/30_protocol.ipynb #57f90ed0
+def param_groups(
+    module: nn.Module,
+    weight_decay: float,  # for parameters with two dimensions or more
+) -> list[dict]:
+    "Two groups for AdamW: with weight decay and without; frozen parameters in neither"
+    params = [p for p in module.parameters() if p.requires_grad]
+    if not params: raise PeaceError(f"{getattr(module, 'name', 'the method')} has no parameter that can be trained.")
+    return [{"params": [p for p in params if p.ndim >= 2], "weight_decay": weight_decay},
+            {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0}]
