@@ -1,0 +1,138 @@
+"""Simulated cohorts on disk: there and back through the loaders, killed builds, several processes, folders that must not be touched."""
+import json, shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import wfdb
+
+from peace_nb.data.cohorts import load_cohort
+from peace_nb.data.labels import LABELS
+from peace_nb.data import simulated_cohorts as sc
+from peace_nb.settings import PeaceError
+
+SIZES = {"mimic-iv-ecg": 25, "ptb-xl": 60, "zzu-pecg": 60}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    root = tmp_path_factory.mktemp("cohorts")
+    for layout, n in SIZES.items(): sc.write_simulated_cohort(layout, root / layout, n, seed=11)
+    return root
+
+
+def truth(root): return pd.read_csv(root / sc.TRUTH, dtype={"record_id": str}).set_index("record_id")
+
+
+@pytest.mark.parametrize("layout", sc.LAYOUTS)
+def test_labels_there_and_back(home, layout):
+    cohort = load_cohort(layout, home / layout)
+    meant = truth(home / layout).loc[cohort.labels.index, list(LABELS)]
+    read = cohort.labels[list(LABELS)]
+    wrong = (read != meant) & read.notna()
+    assert wrong.sum().sum() == 0, wrong.sum()[wrong.sum() > 0]
+    assert read.notna().to_numpy().mean() > .85                                   # NaN must stay the exception
+    assert cohort.table.patient_id.nunique() == SIZES[layout]
+
+
+@pytest.mark.parametrize("layout", sc.LAYOUTS)
+def test_people_there_and_back(home, layout):
+    table = load_cohort(layout, home / layout).table
+    r = sc.roster(layout, SIZES[layout], seed=11)
+    assert len(table) == len(r)
+    assert (table.sex == "F").sum() == (r.sex == "F").sum()
+    ages = {"zzu-pecg": 1, "ptb-xl": 366, "mimic-iv-ecg": 740}[layout]            # days: whole years in one, anchor year in the other
+    known = table.age_days.notna() & (table.age_days < 89 * 365.25)
+    assert abs(np.median(table.age_days[known]) - np.median(r.age_days[r.age_days < 89 * 365.25])) <= ages
+
+
+def test_signals_by_name(home):
+    "The cohort's lead order differs on disk, not in memory: III = II − I and aVF = (II + III) / 2 in every record."
+    for layout in sc.LAYOUTS:
+        cohort = load_cohort(layout, home / layout)
+        for record in cohort.table.index[:8]:
+            x, mask = cohort.signal(record)
+            if not mask[:6].all() or not np.isfinite(x[:6]).all() or (x[:6] == 0).all(1).any() or np.abs(x).max() > 20: continue
+            assert np.abs(x[2] - (x[1] - x[0])).max() < .02 and np.abs(x[5] - (x[1] + x[2]) / 2).max() < .02
+            assert np.abs(x[4] - (x[0] - x[2]) / 2).max() < .02
+
+
+def test_nine_leads_and_days(home):
+    cohort = load_cohort("zzu-pecg", home / "zzu-pecg")
+    nine = cohort.table.index[cohort.table.leads == 9]
+    assert len(nine)
+    _, mask = cohort.signal(nine[0])
+    assert mask.tolist() == [True] * 7 + [False, True, False, True, False]
+    assert cohort.table.age_days.between(1, 5475).all()
+
+
+def test_traps_are_there(tmp_path):
+    sc.write_simulated_cohort("mimic-iv-ecg", tmp_path / "m", 30, seed=2, damaged=.3)
+    m = pd.read_csv(tmp_path / "m" / "machine_measurements.csv")
+    assert (m.p_end == 29999).any() and (m.p_axis == 32767).any() and (m.rr_interval == 65535).any()
+    dead = nan = 0
+    for path in (tmp_path / "m").rglob("*.hea"):
+        x = wfdb.rdrecord(str(path.with_suffix(""))).p_signal
+        dead += bool((x == 0).all(0).any()); nan += bool(np.isnan(x).any())
+    assert dead and nan
+    sc.write_simulated_cohort("zzu-pecg", tmp_path / "z", 40, seed=2, damaged=.5)
+    peaks = [np.abs(wfdb.rdrecord(str(p.with_suffix(""))).p_signal).max() for p in (tmp_path / "z").rglob("*.hea")]
+    assert .25 < np.mean(np.array(peaks) > 26) < .75 and max(peaks) < 26.7
+
+
+def test_label_noise_is_written_not_meant(tmp_path):
+    clean = sc.write_simulated_cohort("zzu-pecg", tmp_path / "clean", 60, seed=4)
+    sc.write_simulated_cohort("zzu-pecg", tmp_path / "noisy", 60, seed=4, label_noise=.1)
+    assert clean["n_records"] and truth(tmp_path / "clean").equals(truth(tmp_path / "noisy"))
+    a, b = (load_cohort("zzu-pecg", tmp_path / k).labels for k in ("clean", "noisy"))
+    known = a.notna() & b.notna()
+    assert .04 < ((a != b) & known).to_numpy().sum() / known.to_numpy().sum() < .16
+
+
+def test_killed_build_is_continued(tmp_path, monkeypatch):
+    "A build that dies keeps its finished shards; the second start redoes only the rest, and the bytes are those of an undisturbed build."
+    kw = dict(layout="ptb-xl", n_patients=24, seed=6, shard=6, rates=(100,))
+    sc.write_simulated_cohort(root=tmp_path / "whole", **kw)
+    real, calls = sc._simulate, []
+    def dies(s, part, number, *a):
+        if number == 2: raise KeyboardInterrupt
+        calls.append(number)
+        return real(s, part, number, *a)
+    monkeypatch.setattr(sc, "_simulate", dies)
+    with pytest.raises(KeyboardInterrupt): sc.write_simulated_cohort(root=tmp_path / "cut", **kw)
+    assert not (tmp_path / "cut").exists() and calls == [0, 1]
+    calls.clear()
+    monkeypatch.setattr(sc, "_simulate", lambda s, part, number, *a: (calls.append(number), real(s, part, number, *a))[1])
+    sc.write_simulated_cohort(root=tmp_path / "cut", **kw)
+    assert 0 not in calls and 1 not in calls and 2 in calls
+    assert sc.folder_hash(tmp_path / "cut") == sc.folder_hash(tmp_path / "whole") and not (tmp_path / "cut.partial").exists()
+
+
+def test_half_build_of_other_settings_is_thrown_away(tmp_path):
+    kw = dict(layout="ptb-xl", n_patients=6, rates=(100,))
+    partial = tmp_path / "c.partial" / "_shards"; partial.mkdir(parents=True)
+    (partial / "00000.json").write_text("[]"); (partial.parent / "settings.json").write_text(json.dumps({"simulated": True}))
+    assert sc.write_simulated_cohort(root=tmp_path / "c", **kw)["n_records"] >= 6
+
+
+def test_two_processes_write_the_same_bytes(tmp_path):
+    kw = dict(layout="zzu-pecg", n_patients=24, seed=8, shard=10)
+    sc.write_simulated_cohort(root=tmp_path / "one", jobs=1, **kw)
+    sc.write_simulated_cohort(root=tmp_path / "two", jobs=2, **kw)
+    assert sc.folder_hash(tmp_path / "one") == sc.folder_hash(tmp_path / "two")
+
+
+def test_folders_that_are_not_ours(tmp_path):
+    (tmp_path / "real").mkdir(); (tmp_path / "real" / "ptbxl_database.csv").write_text("ecg_id\n1\n")
+    with pytest.raises(PeaceError, match="real data"): sc.write_simulated_cohort("ptb-xl", tmp_path / "real", 2)
+    assert (tmp_path / "real" / "ptbxl_database.csv").read_text() == "ecg_id\n1\n"
+    sc.write_simulated_cohort("ptb-xl", tmp_path / "sim", 2, rates=(100,))
+    with pytest.raises(PeaceError, match="other settings"): sc.write_simulated_cohort("ptb-xl", tmp_path / "sim", 3, rates=(100,))
+    assert sc.write_simulated_cohort("ptb-xl", tmp_path / "sim", 3, rates=(100,), overwrite=True)["n_patients"] == 3
+
+
+@pytest.mark.parametrize("kw, word", [(dict(layout="ptbxl", n_patients=1), "ptbxl"), (dict(layout="ptb-xl", n_patients=0), "n_patients"),
+                                      (dict(layout="ptb-xl", n_patients=1, lable_noise=.1), "lable_noise")])
+def test_faults_are_named(tmp_path, kw, word):
+    with pytest.raises(PeaceError, match=word): sc.write_simulated_cohort(root=tmp_path / "x", **kw)
+    assert not any(tmp_path.iterdir())
