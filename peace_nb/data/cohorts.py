@@ -6,9 +6,9 @@
 __all__ = ['MAX_SAMPLES', 'COLUMNS', 'YEAR', 'COHORTS', 'AGE_BANDS', 'read_header', 'read_record', 'Cohort', 'load_cohort',
            'check_disjoint', 'split_by_patient', 'split_by_fold']
 
-# %% ../../nbs/data/04_cohorts.ipynb #7f83f2d0
-import copy, hashlib, os
-from dataclasses import dataclass, field
+# %% ../../nbs/data/04_cohorts.ipynb #2fd01229
+import hashlib, os
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property, reduce
 from pathlib import Path
@@ -18,7 +18,6 @@ import numpy as np
 import pandas as pd
 import wfdb
 from ecgbench.labels import mimic_iv_ecg as _mimic_source, ptbxl as _ptbxl_source, zzu_pecg as _zzu_source
-from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
 
 from ..settings import PeaceError
 from .labels import LABELS, labels_from_aha, labels_from_report, labels_from_scp
@@ -321,7 +320,7 @@ def _patient_matrix(table: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame: 
     brings = np.column_stack([labels.reindex(table.index).fillna(0).to_numpy() > 0.5, bands])
     return pd.DataFrame(brings, index=table["patient_id"].to_numpy()).groupby(level=0).any()
 
-# %% ../../nbs/data/04_cohorts.ipynb #b4dada87
+# %% ../../nbs/data/04_cohorts.ipynb #118335f3
 def split_by_patient(
     table: pd.DataFrame, # has patient_id and age_days
     labels: pd.DataFrame, # (n, K) labels, NaN taken as 0
@@ -329,6 +328,7 @@ def split_by_patient(
     seed: int = 0, # same seed, same split, whatever the order of the rows
 ) -> pd.Series: # "train", "val" or "test" for each record
     "Patient-grouped, label-stratified split; disjoint by assertion."
+    from iterstrat.ml_stratifiers import MultilabelStratifiedKFold   # here, because it loads scikit-learn into every reading process
     shares = [Fraction(str(r)) for r in ratios]
     folds = [int(s / reduce(_gcd, shares)) for s in shares]
     people = _patient_matrix(table, labels).sort_index()

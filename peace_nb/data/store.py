@@ -276,7 +276,7 @@ def _checked(signals, mask, table, labels, spec: SignalSpec, seen: set) -> _Chun
     table, labels = table.set_axis(ids.rename("record_id")), labels.set_axis(ids.rename("record_id")).astype("float32")
     return _Chunk(units, np.asarray(mask, bool), table, labels, _NO_BAD, clipped)
 
-# %% ../../nbs/data/05_store.ipynb #e6067509
+# %% ../../nbs/data/05_store.ipynb #9f6b80ac
 def _prepare_chunk(cohort, spec: SignalSpec, ids: list) -> _Chunk:
     "Read and prepare some records of a cohort; runs in a worker process."
     units, masks, flags, good, bad, clipped = [], [], [], [], [], 0
@@ -291,26 +291,22 @@ def _prepare_chunk(cohort, spec: SignalSpec, ids: list) -> _Chunk:
     return _Chunk(np.array(units, np.int16).reshape(*shape, spec.n), np.array(masks, bool).reshape(shape), table,
                   cohort.labels.loc[good].astype("float32"), pd.DataFrame(bad, columns=["record_id", "reason"]), clipped)
 
-_WORKER = {}
-def _start_worker(cohort, spec): _WORKER.update(cohort=cohort, spec=spec)
-def _work(ids: list) -> _Chunk: return _prepare_chunk(_WORKER["cohort"], _WORKER["spec"], ids)
-
-# %% ../../nbs/data/05_store.ipynb #508767d5
+# %% ../../nbs/data/05_store.ipynb #4731135c
 def _chunks(cohort, spec: SignalSpec, todo: list, jobs: int):
     "Prepared chunks in order, by `jobs` processes (1: in this one)."
-    if jobs <= 1 or len(todo) < 2:
+    if jobs <= 1 or len(todo) < 3 * jobs:   # starting a process costs more than preparing a few hundred records
         for ids in todo: yield _prepare_chunk(cohort, spec, ids)
         return
-    with ProcessPoolExecutor(min(jobs, len(todo)), get_context("spawn"), _start_worker, (cohort, spec)) as pool:
-        queue, rest = deque(), iter(todo)
-        for ids in rest:
-            queue.append(pool.submit(_work, ids))
+    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+        queue = deque()
+        for ids in todo:
+            queue.append(pool.submit(_prepare_chunk, cohort.part(ids), spec, ids))
             if len(queue) >= 3 * jobs: yield queue.popleft().result()
         while queue: yield queue.popleft().result()
 
-# %% ../../nbs/data/05_store.ipynb #cd2d77cd
+# %% ../../nbs/data/05_store.ipynb #2e120fa2
 def _build(cls,
-    cohort, # has `.table`, `.labels`, `.fingerprint` and `.raw(record_id) -> (signal (C, T) mV, names, fs)`
+    cohort, # has `.table`, `.labels`, `.fingerprint`, `.part(ids)` and `.raw(record_id) -> (signal (C, T) mV, names, fs)`
     spec: SignalSpec, # what to bring every record to
     path, # folder to create
     jobs: int = 1, # worker processes
@@ -338,13 +334,9 @@ def _build(cls,
     return cls.open(path, spec)
 SignalStore.build = classmethod(_build)
 
-# %% ../../nbs/data/05_store.ipynb #5c694d8d
-from torch import from_numpy
-from torch.utils.data import Dataset, DataLoader
-
-# %% ../../nbs/data/05_store.ipynb #f306ffce
-class StoreDataset(Dataset):
-    "Records of a store as training batches; `__getitems__` reads a whole batch at once."
+# %% ../../nbs/data/05_store.ipynb #f35d8562
+class StoreDataset:
+    "Records of a store as training batches (a map-style PyTorch dataset); `__getitems__` reads a whole batch at once."
     def __init__(self,
         store: SignalStore, # where the signals are
         indices=None, # positions in the store; all when None
@@ -362,6 +354,7 @@ class StoreDataset(Dataset):
 
     def __getitems__(self, positions) -> dict:
         "The batch at these positions of `indices`."
+        from torch import from_numpy
         idx = self.indices[np.asarray(positions, np.int64)]
         x, mask = self.store.batch(idx)
         if self.normaliser is not None: x = self.normaliser.apply(x, mask)
@@ -373,8 +366,9 @@ class StoreDataset(Dataset):
     @staticmethod
     def collate(batch): return batch # `__getitems__` made the batch already
 
-    def loader(self, batch_size: int = 128, shuffle: bool = False, **kwargs) -> DataLoader:
-        "A DataLoader over these records; further arguments go to it."
+    def loader(self, batch_size: int = 128, shuffle: bool = False, **kwargs):
+        "A `torch.utils.data.DataLoader` over these records; further arguments go to it."
+        from torch.utils.data import DataLoader
         return DataLoader(self, batch_size=batch_size, shuffle=shuffle, collate_fn=self.collate, **kwargs)
 
 # %% ../../nbs/data/05_store.ipynb #13c91f1e
