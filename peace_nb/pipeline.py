@@ -220,13 +220,16 @@ def require(profile:str, *targets:str) -> list[Path]:
     if missing: build_paper(profile, targets=missing)
     return [build / t for t in targets]
 
-# %% ../nbs/80_pipeline.ipynb #1727186a
+# %% ../nbs/80_pipeline.ipynb #64f8f52c
 def render_readme(notebook:Path|None=None) -> str:
-    "`nbs/index.ipynb` as the text of README.md: markdown cells and printed results, links as seen from the top of the project."
+    "`nbs/index.ipynb` as the text of README.md: prose and displayed results, links as seen from the top of the project."
     import nbformat
+    from nbclient import NotebookClient
     from nbconvert import MarkdownExporter
-    nb = nbformat.read(notebook or project_root() / "nbs" / "index.ipynb", 4)
-    text, _ = MarkdownExporter().from_notebook_node(nb)
+    path = Path(notebook or project_root() / "nbs" / "index.ipynb")
+    nb = NotebookClient(nbformat.read(path, 4), kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}).execute()
+    text, _ = MarkdownExporter(exclude_input=True).from_notebook_node(nb)
+    text = re.sub(r"\n{3,}", "\n\n", text)
     turn = lambda m: m[0] if "://" in m[1] or m[1].startswith("#") else f"]({m[1][3:]})" if m[1].startswith("../") else f"](nbs/{m[1]})"
     return re.sub(r"\]\(([^)\s]+)\)", turn, text).strip() + "\n"
 

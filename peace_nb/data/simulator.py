@@ -127,7 +127,7 @@ def draw_rhythm_conditions(rng, p, c, have, if_ill, ill):
     have("pac", np.where(child, .05, .04 + if_ill(.08, .5)), sinus | a2)
     have("pvc", np.where(child, .06, .04 + if_ill(.10, .5)), ~svt)
 
-# %% ../../nbs/data/03_simulator.ipynb #2cc50176
+# %% ../../nbs/data/03_simulator.ipynb #2ad81974
 def draw_form_conditions(rng, p, c, have, if_ill, ill):
     "Form: conduction, hypertrophy, infarction and repolarisation; drawn one upon another because they come together"
     child = p["child"]
@@ -135,7 +135,7 @@ def draw_form_conditions(rng, p, c, have, if_ill, ill):
     lbbb = have("lbbb", ca(.006, if_ill(.07, .5)))
     wpw = have("wpw", ca(.03, .025), ~lbbb & (c["avb1"] == 0) & (c["avb3"] == 0))
     rbbb = have("rbbb", ca(.03, .005 + if_ill(.09, .6)), ~lbbb & ~wpw)
-    have("irbbb", ca(.08, .05 + if_ill(.06, 0)), ~lbbb & ~wpw & ~rbbb)
+    have("irbbb", ca(.08, np.where(ill, .04, .10)), ~lbbb & ~wpw & ~rbbb)
     lafb = have("lafb", ca(.015, if_ill(.16, .5) + .15 * rbbb), ~lbbb & ~wpw)
     have("lpfb", ca(.01, if_ill(.03, 0)), ~lbbb & ~wpw & ~lafb)
     have("ivcd", ca(.01, if_ill(.08, .3)), ~lbbb & ~wpw & ~rbbb)
@@ -428,7 +428,7 @@ def bend(rng, p, c, iv, v, centre, width):
     width = np.where(lb, q[:, None] * np.array([.075, .105, .105, .10, .08]), width)
     return right_delay_and_delta(rng, c, iv, v, centre, width)
 
-# %% ../../nbs/data/03_simulator.ipynb #8e1e287f
+# %% ../../nbs/data/03_simulator.ipynb #f40e76ce
 def right_delay_and_delta(rng, c, iv, v, centre, width):
     "Two more fronts: the late right ventricle (RBBB, IRBBB) and the early accessory pathway (WPW)"
     n, q = len(v), iv["qrs"]
@@ -444,7 +444,7 @@ def right_delay_and_delta(rng, c, iv, v, centre, width):
     centre = np.where(wp[:, None], centre * .78 + .24 * q[:, None], centre)
     width = np.where(wp[:, None], width * .85, width)
     v[:, 0] *= np.where(wp, .2, 1)[:, None]
-    v[:, 4] *= np.where(ir | rb, .4, 1)[:, None]
+    v[:, 3] *= np.where(ir, .6, 1)[:, None]; v[:, 4] *= np.where(ir | rb, .3, 1)[:, None]
     return (np.concatenate([v, late[:, None], delta[:, None]], 1), np.concatenate([centre, lc[:, None], dc[:, None]], 1),
             np.concatenate([width, lw[:, None], dw[:, None]], 1))
 
@@ -495,7 +495,7 @@ def repolarisation(rng, p, c, iv, qrs_vector):
     u = .06 * T * (rr > .7)[:, None]
     return Waves(centre, left, right, np.stack([st, ramp, T, u], 1)), qt
 
-# %% ../../nbs/data/03_simulator.ipynb #465aae50
+# %% ../../nbs/data/03_simulator.ipynb #46bbd520
 def injure(rng, p, c, T, main):
     "ST vector and changed T vector of each condition, in mV"
     n = len(T)
@@ -505,12 +505,13 @@ def injure(rng, p, c, T, main):
     st = .018 * p["vector"][:, 8] + .05 * on("early_repolarisation") * of("early_repolarisation") * _vec(.7, .4, -1.0) + _vec(0, 0, -.02)
     st = st - .12 * of("strain") * unit - .03 * on("strain") * unit
     T = T * (1 - on("strain")) + on("strain") * (T * .35 - (.10 + .30 * of("strain")) * unit)
-    sub = _vec(.75, .55, -.25) + .35 * p["vector"][:, 9]
+    sub = _vec(.80, .40, .25) + .32 * p["vector"][:, 9]
     st = st - on("ischaemia") * (.02 + .13 * of("ischaemia")) * sub
-    T = T * (1 - .55 * on("ischaemia") * rng.random((n, 1)))
-    st = st - on("digitalis") * (.03 + .07 * of("digitalis")) * _vec(.7, .45, -.2); T = T * (1 - .6 * on("digitalis") * of("digitalis"))
-    T = T * (1 - on("t_flat") * (.45 + .55 * of("t_flat"))) + on("t_flat") * .05 * p["vector"][:, 10]
-    wall = np.where(rng.random((n, 1)) < .5, _vec(-.30, -.05, .12), np.where(rng.random((n, 1)) < .5, _vec(-.10, -.05, .50), _vec(.0, -.38, .0)))
+    T = T * (1 - on("ischaemia") * rng.uniform(0, 1.1, (n, 1)) * [1, .8, -.15])
+    st = st - on("digitalis") * (.03 + .07 * of("digitalis")) * _vec(.7, .45, .15); T = T * (1 - .7 * on("digitalis") * of("digitalis") * [1, 1, .2])
+    fall = np.where(rng.random((n, 1)) < .3, [1, 1, .8], [1, .85, .1])          # mostly the leftward force goes, the forward one stays
+    T = T * (1 - on("t_flat") * (.40 + .75 * of("t_flat")) * fall) + on("t_flat") * .05 * p["vector"][:, 10]
+    wall = np.where(rng.random((n, 1)) < .5, _vec(-.34, -.06, -.04), np.where(rng.random((n, 1)) < .5, _vec(-.10, -.05, .50), _vec(.0, -.38, .0)))
     T = T * (1 - .5 * on("t_inverted")) + on("t_inverted") * (.35 + .9 * of("t_inverted")) * wall
     for name, away in (("mi_inferior", (0, -1, .1)), ("mi_anterior", (-.2, 0, 1)), ("mi_lateral", (-1, -.1, 0))):
         a, r = _vec(*(np.full(n, float(x)) for x in away)), on("recent") * of("recent")

@@ -5,60 +5,68 @@
 # %% auto #0
 __all__ = ['ramp', 'AdaptiveFusion']
 
-# %% ../../nbs/models/14_curriculum.ipynb #acea2840
+# %% ../../nbs/models/14_curriculum.ipynb #74b8536b
 import math
 import torch
 from torch import nn
+from fastcore.basics import patch
 
 from ..settings import PeaceError
 
-# %% ../../nbs/models/14_curriculum.ipynb #f6c3ebf8
+# %% ../../nbs/models/14_curriculum.ipynb #756d0fa7
 def ramp(
     progress: float,  # share of the training done, 0 to 1
     shape: str = "cosine",  # "cosine" or "linear"
-) -> float:
-    "From 0 at the start of training to 1 at its end."
+) -> float:  # 0 at the start of training, 1 at its end
+    "How much of the calendar has passed."
     p = min(max(float(progress), 0.0), 1.0)
     if shape == "linear": return p
     if shape == "cosine": return (1 - math.cos(math.pi * p)) / 2
     raise PeaceError(f"Unknown ramp {shape!r}: choose 'cosine' or 'linear'.")
 
-# %% ../../nbs/models/14_curriculum.ipynb #818d9fdf
+# %% ../../nbs/models/14_curriculum.ipynb #7a9251b0
 class AdaptiveFusion(nn.Module):
     "The gate `g = ramp(progress) · conf(EMA(L_cls))`; its memory lives in buffers."
     def __init__(
         self,
-        shape: str = "cosine",  # of the ramp
+        shape: str = "cosine",  # of the ramp: "cosine" or "linear"
         momentum: float = 0.98,  # of the moving average, per step
-        enabled: bool = True,  # False: the gate is always 1
+        enabled: bool = True,  # False: the gate is always 1 (the paper's ablation without CAF)
     ):
         super().__init__()
-        ramp(0.0, shape)
+        ramp(0.0, shape)  # complain about the shape here rather than in the first step
         self.shape, self.momentum, self.enabled = shape, momentum, enabled
         self.register_buffer("start", torch.zeros(()))
         self.register_buffer("ema", torch.zeros(()))
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
 
-    @torch.no_grad()
-    def update(self, cls_loss: torch.Tensor):
-        "Take one step's classification loss into the moving average."
-        loss = cls_loss.detach().float()
-        if self.steps == 0:
-            self.start.copy_(loss)
-            self.ema.copy_(loss)
-        self.ema.mul_(self.momentum).add_(loss, alpha=1 - self.momentum)
-        self.steps += 1
+# %% ../../nbs/models/14_curriculum.ipynb #98c72374
+@patch
+@torch.no_grad()
+def update(self: AdaptiveFusion, cls_loss: torch.Tensor):
+    "Take one step's classification loss into the moving average."
+    loss = cls_loss.detach().float()
+    if self.steps == 0:
+        self.start.copy_(loss)
+        self.ema.copy_(loss)
+    self.ema.mul_(self.momentum).add_(loss, alpha=1 - self.momentum)
+    self.steps += 1
 
-    def confidence(self) -> torch.Tensor:
-        "How far the smoothed loss has fallen from its start: 0 not at all, 1 to zero."
-        if self.steps == 0: return torch.zeros_like(self.ema)
-        return (1 - self.ema / self.start.clamp(min=1e-12)).clamp(0, 1)
+# %% ../../nbs/models/14_curriculum.ipynb #af6e3b67
+@patch
+def confidence(self: AdaptiveFusion) -> torch.Tensor:
+    "How far the smoothed loss has fallen from its start: 0 not at all, 1 to zero."
+    if self.steps == 0: return torch.zeros_like(self.ema)
+    return (1 - self.ema / self.start.clamp(min=1e-12)).clamp(0, 1)
 
-    def forward(
-        self,
-        cls_loss: torch.Tensor,  # this step's L_cls
-        progress: float,  # share of the training done
-    ) -> torch.Tensor:  # the gate, a scalar without gradient
-        if not self.enabled: return torch.ones_like(self.ema)
-        if self.training: self.update(cls_loss)
-        return ramp(progress, self.shape) * self.confidence()
+# %% ../../nbs/models/14_curriculum.ipynb #543573cc
+@patch
+def forward(
+    self: AdaptiveFusion,
+    cls_loss: torch.Tensor,  # this step's L_cls, a scalar
+    progress: float,  # share of the training done, 0 to 1
+) -> torch.Tensor:  # the gate, a scalar without gradient
+    "Update the average (in training only) and return the gate."
+    if not self.enabled: return torch.ones_like(self.ema)
+    if self.training: self.update(cls_loss)
+    return ramp(progress, self.shape) * self.confidence()
