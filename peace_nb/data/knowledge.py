@@ -7,7 +7,7 @@ __all__ = ['BANDS', 'POPULATIONS', 'MAX_WORDS', 'CHILD_DEFAULT', 'PROMPT', 'KEY_
            'check_text', 'Entry', 'Knowledge', 'load_knowledge', 'dump_knowledge', 'draft_prompt', 'parse_draft',
            'gemini_client', 'Draft', 'describe']
 
-# %% ../../nbs/data/06_knowledge.ipynb #fa5cdc85
+# %% ../../nbs/data/06_knowledge.ipynb #b5b62c50
 import json
 import os
 import re
@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from importlib.resources import files
+from math import floor
 from pathlib import Path
 
 import pandas as pd
@@ -45,7 +46,7 @@ def population_of(
         if start <= age_days < stop: return name
     return "adult"
 
-# %% ../../nbs/data/06_knowledge.ipynb #2c3652c1
+# %% ../../nbs/data/06_knowledge.ipynb #83224e57
 _MEASURES = { # placeholder -> measure, column of the norms, rounding step
     "hr_low": ("heart_rate", "p2", 5), "hr_high": ("heart_rate", "p98", 5), "pr_low": ("pr_ms", "p2", 5), "pr_high": ("pr_ms", "p98", 5),
     "qrs_high": ("qrs_ms", "p98", 1), "qtc_high": ("qtc_ms", "p98", 5), "axis_low": ("axis_deg", "p2", 5), "axis_high": ("axis_deg", "p98", 5),
@@ -61,7 +62,7 @@ def band_numbers(
     inside = NORMS[(NORMS["from_days"] < stop) & (NORMS["to_days"] > start)]
     for key, (measure, column, step) in _MEASURES.items():
         values = inside.loc[inside["measure"] == measure, column]
-        value = round(float(values.min() if column == "p2" else values.max()) / step) * step
+        value = floor(float(values.min() if column == "p2" else values.max()) / step + .5 + 1e-9) * step   # halves go up
         out[key] = f"{value:.1f}" if step < 1 else f"{value:.0f}"
     return out
 
