@@ -166,10 +166,10 @@ def run_notebook(notebook:Path|str,     # source notebook
     out.with_suffix(".log").unlink()
     return entry
 
-# %% ../nbs/80_pipeline.ipynb #ab3398f8
+# %% ../nbs/80_pipeline.ipynb #337825c5
 def step_name(stage:str, **params) -> str:
-    "File name of a step: `pretrain_PEACE_seed0`."
-    parts = [f"seed{v}" if k == "seed" else str(v) for k, v in params.items() if k != "profile"]
+    "File name of a step: `pretrain_PEACE_seed0`; a cohort's name is in its stage already."
+    parts = [f"seed{v}" if k == "seed" else str(v) for k, v in params.items() if k != "cohort"]
     return "_".join([stage, *parts])
 
 def run_step(stage:str, profile:str, **params) -> dict:

@@ -370,17 +370,19 @@ def _shards(r, size):
     piece = (whole - 1) // size   # a patient's last record decides the shard, so a shard may be a few records short of `size`
     return [g for _, g in r.groupby(piece[r.patient])]
 
-# %% ../../nbs/data/03b_simulated_cohorts.ipynb #83219c6b
+# %% ../../nbs/data/03b_simulated_cohorts.ipynb #6226568d
 def _simulate(s: CohortSettings, part: pd.DataFrame, number: int, rng):
     "Yield `(rows of the roster, Simulation, labels to write)` for each record length in a shard."
     population = "child" if s.layout == "zzu-pecg" else "adult"
     for k, (seconds, rows) in enumerate(part.groupby("seconds", sort=True)):
         stream = int(np.random.SeedSequence([s.seed, LAYOUTS.index(s.layout), number, k]).generate_state(1)[0])
-        sim = simulator.simulate_block(0, population=population, seed=stream, fs=500, seconds=seconds, age_days=np.resize(rows.age_days.to_numpy(), simulator.BLOCK))
-        n = len(rows)
-        sim = simulator.Simulation(sim.signals[:n], sim.labels.iloc[:n], sim.table.iloc[:n], sim.beats[:n])
-        true = sim.labels.to_numpy().astype(int)
-        yield rows, sim, np.where(rng.random(true.shape) < s.label_noise, 1 - true, true)
+        for block in range(-(-len(rows) // simulator.BLOCK)):   # a patient with many records can make a shard longer than a block
+            these = rows.iloc[block * simulator.BLOCK:(block + 1) * simulator.BLOCK]
+            n, ages = len(these), np.resize(these.age_days.to_numpy(), simulator.BLOCK)
+            sim = simulator.simulate_block(block, population=population, seed=stream, fs=500, seconds=seconds, age_days=ages)
+            sim = simulator.Simulation(sim.signals[:n], sim.labels.iloc[:n], sim.table.iloc[:n], sim.beats[:n])
+            true = sim.labels.to_numpy().astype(int)
+            yield these, sim, np.where(rng.random(true.shape) < s.label_noise, 1 - true, true)
 
 def _scramble(i, span, prime):
     "A number that looks random but is unique for each i below `span`, which `prime` does not divide."
