@@ -71,7 +71,7 @@ def _label_table() -> pd.DataFrame:
 
 LABEL_TABLE = _label_table()
 
-# %% ../../nbs/data/01_labels.ipynb #2968e120
+# %% ../../nbs/data/01_labels.ipynb #42958681
 def check_tables() -> None:
     "Raise `PeaceError` on the first row that names an unknown label, or maps nothing and gives no reason."
     tables = {**VOCABULARIES, "report": REPORT_RULES.set_index("pattern"), "heart_axis": HEART_AXIS}
@@ -81,6 +81,8 @@ def check_tables() -> None:
             bad = set(_split(row["labels"]) + _split(row["unknown"])) - set(LABELS)
             if bad: raise PeaceError(f"table {name}: {code!r} names {sorted(bad)}, which is not a label")
             if not row["labels"] and not row["reason"]: raise PeaceError(f"table {name}: {code!r} maps to nothing and gives no reason")
+    for pattern in REPORT_RULES["pattern"]:
+        if re.search(pattern, ""): raise PeaceError(f"table report: {pattern!r} matches a line without words")
 
 # %% ../../nbs/data/01_labels.ipynb #a979f996
 @dataclass
@@ -214,7 +216,13 @@ def _axis_states(heart_axis: pd.Series | None, n: int) -> np.ndarray:
     known = {v: _vector(_split(r["labels"]), _split(r["unknown"])) for v, r in HEART_AXIS.iterrows()}
     return np.array([known.get(v, missing) for v in heart_axis], np.uint8).reshape(n, K)
 
-# %% ../../nbs/data/01_labels.ipynb #2c0acf6e
+# %% ../../nbs/data/01_labels.ipynb #1fc38db4
+def _aligned(column: pd.Series, index: pd.Index) -> pd.Series:
+    "The axis column in the order of the statements; refused when it belongs to other records"
+    if len(column) != len(index) or not column.index.equals(index):
+        raise PeaceError(f"heart_axis has {len(column)} rows of other records; it must have the index of scp_codes ({len(index)} rows)")
+    return column
+
 def labels_from_scp(
     scp_codes: pd.Series, # one dict a record: statement -> likelihood (0 to 100)
     heart_axis: pd.Series | None = None, # PTB-XL's axis column, aligned with `scp_codes`
@@ -222,6 +230,9 @@ def labels_from_scp(
 ) -> tuple[pd.DataFrame, Coverage]: # (n, 27) float labels with NaN, and what was mapped
     "Labels from PTB-XL's SCP-ECG statements and its axis column."
     table = VOCABULARIES["scp"]
+    for record, d in zip(scp_codes.index, scp_codes):
+        if isinstance(d, str): raise PeaceError(f"record {record}: scp_codes is a string; parse it with ast.literal_eval first")
+    if heart_axis is not None: heart_axis = _aligned(heart_axis, scp_codes.index)
     statements = [list(d.items()) if isinstance(d, dict) else [] for d in scp_codes]
     tokens = [[c for c, _ in row] for row in statements]
     if strict: _refuse_unmatched(tokens, scp_codes.index, table, "SCP statement")
@@ -233,7 +244,7 @@ def labels_from_scp(
     frame = _to_frame(states, scp_codes.index, annotated)
     return frame, _coverage("scp", tokens, table, frame, annotated)
 
-# %% ../../nbs/data/01_labels.ipynb #472ab9a5
+# %% ../../nbs/data/01_labels.ipynb #e0d8eb94
 def labels_from_snomed(
     codes: pd.Series, # one list of concept ids a record, or one comma-separated string
     inexpressible: Sequence[str] = ("NORM",), # labels that this source never writes: NaN throughout
@@ -241,7 +252,7 @@ def labels_from_snomed(
 ) -> tuple[pd.DataFrame, Coverage]: # (n, 27) float labels with NaN, and what was mapped
     "Labels from SNOMED CT concepts as the PhysioNet/CinC challenges 2020 and 2021 list them."
     table = VOCABULARIES["snomed"]
-    rows = [v.split(",") if isinstance(v, str) else list(v) if isinstance(v, (list, tuple)) else [] for v in codes]
+    rows = [v.split(",") if isinstance(v, str) else list(v) if isinstance(v, (list, tuple, np.ndarray)) else [] for v in codes]
     tokens = [[str(t).strip() for t in row if str(t).strip()] for row in rows]
     if strict: _refuse_unmatched(tokens, codes.index, table, "SNOMED CT concept")
     vectors = {c: _vector(_split(r["labels"]), _split(r["unknown"])) for c, r in table.iterrows()}
@@ -264,12 +275,12 @@ _TECHNICAL = re.compile(
     r"\bdata quality|\bpoor quality|\bartifact|\bbaseline wander|\bleads? (?:are |is )?(?:missing|off)\b|\bfurther analysis|\bunconfirmed|\bunable to|\binsufficient|"
     r"\banalysis (?:based|not)|\bno interpretation|\buninterpretable|\bnot (?:been )?interpreted|\breport pending|\bcannot analy[sz]e")
 
-# %% ../../nbs/data/01_labels.ipynb #287b76a9
+# %% ../../nbs/data/01_labels.ipynb #36f52838
 _CLAUSE_END = re.compile(r"[;.]|\s-+\s|\bbut\b|\bhowever\b|\balthough\b|\bexcept\b")
 _DOUBT_END = re.compile(_CLAUSE_END.pattern + r"|,|\bwith\b|\bw/")
 
 def _scopes(line: str, opener: re.Pattern, end: re.Pattern, lists: bool = False) -> np.ndarray:
-    "Boolean array over the characters of `line`: inside the reach of an opener"
+    "Boolean array over the characters of `line`: inside the reach of an opener. `lists`: reaches over commas"
     inside = np.zeros(len(line) + 1, bool)
     for m in opener.finditer(line):
         stop = end.search(line, m.end())
@@ -294,7 +305,7 @@ def _matches(line: str) -> list[tuple[re.Match, int]]:
             line = line[:start] + "\0" * (stop - start) + line[stop:]
     return found
 
-# %% ../../nbs/data/01_labels.ipynb #831795ae
+# %% ../../nbs/data/01_labels.ipynb #99aa2471
 @dataclass(frozen=True)
 class Reading:
     "What one line says: asserted and doubted labels, the rules it matched, and whether it was passed over."
@@ -310,7 +321,9 @@ def read_line(
     text = normalise_report_line(line)
     if not text: return Reading(kind="empty")
     if _COMPARISON.search(text): return Reading(kind="comparison")
-    doubt, negated = _scopes(text, _HEDGE, _DOUBT_END), _scopes(text, _NEGATION, _CLAUSE_END, lists=True)
+    doubt = _scopes(text, _HEDGE, _DOUBT_END)
+    without_doubt = _HEDGE.sub(lambda m: "\0" * len(m[0]), text)          # "can not rule out" is a doubt, not a "not"
+    negated = _scopes(without_doubt, _NEGATION, _CLAUSE_END, lists=True)
     asserted, unknown, rules = set(), set(), []
     for m, number in _matches(text):
         _, yes, open_, example = _compiled_rules()[number]
@@ -322,13 +335,17 @@ def read_line(
     if not rules: return Reading(kind="technical" if _TECHNICAL.search(text) else "no rule")
     return Reading(tuple(sorted(asserted)), tuple(sorted(unknown - asserted)), tuple(rules))
 
-# %% ../../nbs/data/01_labels.ipynb #5530a26c
+# %% ../../nbs/data/01_labels.ipynb #6f2af2ae
+def _lines(report: object) -> list[object]:
+    "The lines of one report: a list, or one string with line breaks or ` | ` between lines (as `ecgbench` joins them)"
+    if isinstance(report, str): return re.split(r"\n| \| ", report)
+    return list(report) if isinstance(report, (list, tuple, np.ndarray)) else []
+
 def labels_from_report(
-    lines: pd.Series, # one list of report lines a record (empty strings and NaN are skipped)
+    lines: pd.Series, # one list of report lines a record, or one string joined by line breaks or " | "
 ) -> tuple[pd.DataFrame, Coverage]: # (n, 27) float labels with NaN, and what was mapped
     "Labels from the machine-report lines of MIMIC-IV-ECG."
-    rows = [[normalise_report_line(x) for x in v] if isinstance(v, (list, tuple, np.ndarray)) else [] for v in lines]
-    rows = [[x for x in row if x] for row in rows]
+    rows = [[x for x in map(normalise_report_line, _lines(v)) if x] for v in lines]
     readings = {x: read_line(x) for x in {x for row in rows for x in row}}
     spoken = {x for x, r in readings.items() if r.kind in ("finding", "no rule")}
     annotated = np.array([any(x in spoken for x in row) for row in rows], bool)

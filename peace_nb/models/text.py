@@ -6,10 +6,11 @@
 __all__ = ['MINILM_PACKAGE', 'MINILM_SHA256', 'minilm_folder', 'sha256_of', 'verify_weights', 'model_identity', 'encode',
            'default_cache', 'cache_key', 'embed_texts', 'label_similarity', 'control_embeddings']
 
-# %% ../../nbs/models/11_text.ipynb #141ad8fd
+# %% ../../nbs/models/11_text.ipynb #277d6874
 import hashlib
 import json
 import os
+import re
 from collections.abc import Sequence
 from importlib.metadata import version
 from importlib.resources import files
@@ -48,12 +49,12 @@ def verify_weights(
     found = sha256_of(path)
     if found != expected: raise PeaceError(f"{Path(path).name}: SHA-256 is {found[:8]}…, expected {expected[:8]}…; the text encoder's weights are damaged or not the published ones")
 
-# %% ../../nbs/models/11_text.ipynb #2669d9cd
+# %% ../../nbs/models/11_text.ipynb #885be4f6
 def _resolve(model: str | Path, local_only: bool) -> str:
     "A folder or a Hugging Face name that `from_pretrained` accepts"
     if str(model) == "minilm": return str(minilm_folder())
     if Path(model).is_dir(): return str(model)
-    if os.sep in str(model) and not str(model).count("/") == 1: raise PeaceError(f"text encoder {model}: the folder does not exist")
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(model)): raise PeaceError(f"text encoder {model}: the folder does not exist")
     return str(model)
 
 def model_identity(
@@ -70,17 +71,22 @@ def model_identity(
     config = _from_hub("AutoConfig", target, local_only)
     return f"hub:{target}@{config._commit_hash}"
 
-# %% ../../nbs/models/11_text.ipynb #3db21c1b
+# %% ../../nbs/models/11_text.ipynb #b1500e84
 def _from_hub(kind: str, target: str, local_only: bool):
     "Load a config, tokenizer or model; every failure becomes one sentence"
     import transformers
+    from transformers.utils import logging
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
     try: return getattr(transformers, kind).from_pretrained(target, local_files_only=local_only, trust_remote_code=False)
     except (OSError, ValueError) as e:
         if local_only and not Path(target).is_dir():
             raise PeaceError(f"text encoder {target!r} is not on this machine; allow the download (local_only=False) or give a folder") from None
         raise PeaceError(f"text encoder {target!r} could not be loaded: {str(e).splitlines()[0]}") from None
+    finally:
+        if bars: logging.enable_progress_bar()
 
-# %% ../../nbs/models/11_text.ipynb #43077a64
+# %% ../../nbs/models/11_text.ipynb #f8c81cc9
 @torch.inference_mode()
 def encode(
     texts: Sequence[str], # n texts
@@ -93,12 +99,12 @@ def encode(
     if str(model) == "minilm": verify_weights(Path(target) / "model.safetensors")
     tokenizer = _from_hub("AutoTokenizer", target, local_only)
     network = _from_hub("AutoModel", target, local_only).eval().float()
-    rows = []
-    for text in texts:
+    vectors = {}
+    for text in dict.fromkeys(texts):   # a text that occurs twice is encoded once
         tokens = tokenizer(text, truncation=True, max_length=max_tokens, return_tensors="pt")
         states, keep = network(**tokens).last_hidden_state, tokens["attention_mask"].unsqueeze(-1)
-        rows.append(torch.nn.functional.normalize((states * keep).sum(1) / keep.sum(1), dim=-1))
-    return torch.cat(rows)
+        vectors[text] = torch.nn.functional.normalize((states * keep).sum(1) / keep.sum(1), dim=-1)
+    return torch.cat([vectors[text] for text in texts])
 
 # %% ../../nbs/models/11_text.ipynb #5317dbd6
 def default_cache() -> Path: # the platform's cache folder for this package
