@@ -6,7 +6,7 @@
 __all__ = ['MAX_SAMPLES', 'COLUMNS', 'YEAR', 'COHORTS', 'AGE_BANDS', 'read_header', 'read_record', 'Cohort', 'load_cohort',
            'check_disjoint', 'split_by_patient', 'split_by_fold']
 
-# %% ../../nbs/data/04_cohorts.ipynb #2fd01229
+# %% ../../nbs/data/04_cohorts.ipynb #edc2cd77
 import hashlib, os
 from dataclasses import dataclass
 from fractions import Fraction
@@ -21,9 +21,9 @@ from ecgbench.labels import mimic_iv_ecg as _mimic_source, ptbxl as _ptbxl_sourc
 
 from ..settings import PeaceError
 from .labels import LABELS, labels_from_aha, labels_from_report, labels_from_scp
-from .signals import LEADS, canonical_lead, quality, quality_text, select_leads
+from .signals import LEADS, MIN_SECONDS, canonical_lead, select_leads
 
-# %% ../../nbs/data/04_cohorts.ipynb #848f44de
+# %% ../../nbs/data/04_cohorts.ipynb #09c142f5
 MAX_SAMPLES = 2**26    # samples of one record, all channels: 3 hours of 12 leads at 500 Hz
 _TO_MV = {"mv": 1.0, "uv": 1e-3, "µv": 1e-3, "μv": 1e-3, "nv": 1e-6, "v": 1e3}
 _BYTES = {"8": 1, "80": 1, "16": 2, "61": 2, "160": 2, "24": 3, "32": 4, "212": 1.5, "310": 4 / 3, "311": 4 / 3}
@@ -41,10 +41,11 @@ def read_header(
     except Exception as e:   # wfdb raises whatever its parser stumbles over, from IndexError to OSError
         raise PeaceError(f"{hea} is not a readable WFDB header ({type(e).__name__}: {e})".replace("\n", " ")) from e
     if not (head.n_sig and head.fs and np.isfinite(head.fs) and head.fs > 0): raise PeaceError(f"{hea} names no signal or no sampling rate")
-    if head.n_sig > 256 or (head.sig_len or 0) * head.n_sig > MAX_SAMPLES:
-        raise PeaceError(f"{hea} announces {head.n_sig} signals of {head.sig_len} samples, more than the {MAX_SAMPLES} samples a record may have")
-    if not isinstance(head, wfdb.MultiRecord) and len(head.file_name or ()) != head.n_sig:
-        raise PeaceError(f"{hea} announces {head.n_sig} signals and describes {len(head.file_name or ())}")
+    for part in [head] if not isinstance(head, wfdb.MultiRecord) else [s for s in head.segments if s is not None]:
+        if len(part.file_name or ()) != (part.n_sig or 0): raise PeaceError(f"{hea} announces {part.n_sig} signals and describes {len(part.file_name or ())}")
+        frame = sum(s or 1 for s in part.samps_per_frame or ())
+        if max(frame, head.n_sig) * max(part.sig_len or 0, head.sig_len or 0) > MAX_SAMPLES or max([s or 0 for s in part.skew or ()], default=0) > (part.sig_len or 0):
+            raise PeaceError(f"{hea} announces {head.n_sig} signals of {head.sig_len} samples, more than the {MAX_SAMPLES} samples a record may have")
     return head
 
 # %% ../../nbs/data/04_cohorts.ipynb #d0a8c5f2
@@ -89,19 +90,20 @@ def _read_general(head, stem: Path, check: bool) -> np.ndarray: # (C, T) physica
     except PeaceError: raise
     except Exception as e: raise PeaceError(f"{stem} cannot be read ({type(e).__name__}: {e})".replace("\n", " ")) from e
 
-# %% ../../nbs/data/04_cohorts.ipynb #9a124233
+# %% ../../nbs/data/04_cohorts.ipynb #0a126ce2
 def read_record(
     path, # a WFDB record, with or without the extension .hea or .dat
     check: bool = True, # verify the header's checksums
+    min_seconds: float = MIN_SECONDS, # refuse a shorter record
 ): # (signal (C, T) float64 mV, names: list of C channel names, fs: float in Hz)
     "Any one WFDB record in millivolts, NaN where a sample is missing. Raises `PeaceError` naming the file that is missing, cut off or damaged."
     head = read_header(path)
     path = Path(path)
     stem = path.with_suffix("") if path.suffix.lower() in (".hea", ".dat") else path
     if isinstance(head, wfdb.MultiRecord):
-        for s in head.segments: s is not None and s.file_name and _check_files(s, stem.parent)
-        x = _read_general(head, stem, check)
-        names, units = (head.sig_name, head.units) if head.segments is None else _multi_names(head)
+        for s in head.segments:
+            if s is not None and s.file_name and s.sig_len: _check_files(s, stem.parent)
+        x, (names, units) = _read_general(head, stem, check), _multi_names(head)
     else:
         _check_files(head, stem.parent)
         x = _read_plain(head, stem.parent, check) if _is_plain(head) else _read_general(head, stem, check)
@@ -111,7 +113,8 @@ def read_record(
     foreign = [n for n, s, u in zip(names, scale, units) if s is None and canonical_lead(n) in LEADS]
     if foreign: raise PeaceError(f"{stem}.hea gives lead {foreign[0]} in {units[names.index(foreign[0])]!r}, which is not a voltage")
     keep = [i for i, s in enumerate(scale) if s is not None]
-    if not x.shape[-1]: raise PeaceError(f"{stem} holds no sample")
+    if x.shape[-1] < min_seconds * head.fs: raise PeaceError(f"{stem} lasts {x.shape[-1] / head.fs:.2f} s; at least {min_seconds:g} s are needed")
+    if not keep or not np.isfinite(x[keep]).any(): raise PeaceError(f"{stem} holds no valid sample of a voltage")
     return x[keep] * np.array([scale[i] for i in keep])[:, None], [names[i] for i in keep], float(head.fs)
 
 def _multi_names(head):
@@ -205,14 +208,14 @@ def _tidy(table: pd.DataFrame, what: str) -> pd.DataFrame:
     table["quality"] = table["quality"].fillna("")
     return table[list(COLUMNS) + [c for c in table.columns if c not in COLUMNS]]
 
-# %% ../../nbs/data/04_cohorts.ipynb #90cb3e6e
+# %% ../../nbs/data/04_cohorts.ipynb #08b73e88
 _NOTES = ("baseline_drift", "static_noise", "burst_noise", "electrodes_problems")
 
 def _notes(db: pd.DataFrame) -> list:
     "PTB-XL's quality notes as text: `static_noise:I,V1; electrodes_problems:V6`."
     cols = [c for c in _NOTES if c in db]
     return ["; ".join(f"{c}:{str(v).strip(' ,')}" for c, v in zip(cols, row) if pd.notna(v) and str(v).strip(" ,"))
-            for row in db[cols].itertuples(index=False)]
+            for row in db[cols].itertuples(index=False)] if cols else [""] * len(db)
 
 def _load_ptbxl(root: Path):
     "PTB-XL: (table, labels, coverage)."

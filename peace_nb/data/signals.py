@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LEADS', 'MIN_SECONDS', 'MAX_NAN', 'RAIL_MV', 'FLAT_MV', 'canonical_lead', 'select_leads', 'SignalSpec', 'bandpass',
-           'resample', 'crop_pad', 'fill_gaps', 'quality', 'quality_text', 'prepare_flagged', 'prepare', 'Normaliser']
+           'resample', 'crop_pad', 'fill_gaps', 'quality', 'usable_leads', 'quality_text', 'prepare_flagged', 'prepare',
+           'Normaliser']
 
 # %% ../../nbs/data/02_signals.ipynb #9b410a24
 import re
@@ -132,31 +133,42 @@ def fill_gaps(
         x[lead] = np.interp(at, at[~bad[lead]], x[lead, ~bad[lead]])
     return x, share
 
-# %% ../../nbs/data/02_signals.ipynb #56a7c295
+# %% ../../nbs/data/02_signals.ipynb #b0fa27db
+def _inspect(x: np.ndarray, mask: np.ndarray, leads: tuple):
+    "(flags: fault -> lead names, usable (L,) bool) of raw millivolts (L, T) with NaN where missing."
+    bad = ~np.isfinite(x)
+    share, any_bad = bad.mean(-1), bad.any()
+    high = (np.where(bad, -np.inf, x) if any_bad else x).max(-1)   # a gap must not hide that the rest is constant
+    low = (np.where(bad, np.inf, x) if any_bad else x).min(-1)
+    empty = mask & (share > MAX_NAN)
+    flat = mask & ~empty & ~(high - low > FLAT_MV)
+    found = {"missing": ~mask, "empty": empty, "nan": mask & ~empty & (share > 0), "flat": flat,
+             "rail": mask & (share < 1) & (np.maximum(high, -low) >= RAIL_MV)}
+    return {k: [l for l, v in zip(leads, m) if v] for k, m in found.items() if m.any()}, mask & ~empty & ~flat
+
 def quality(
     signal: np.ndarray, # (L, T) raw millivolts in the order of `leads`, NaN where missing
     mask: np.ndarray, # (L,) True where the lead was recorded
     fs: float, # sampling rate in Hz
     seconds: float = 10.0, # length wanted; a shorter record is flagged
     leads: tuple = LEADS, # lead names
-) -> tuple: # (flags: dict of fault -> list of lead names, usable (L,) bool)
-    "What is wrong with one raw record, and which leads can be used."
-    bad = ~np.isfinite(signal)
-    safe = np.where(bad, 0, signal) if bad.any() else signal
-    high, low, share = safe.max(-1), safe.min(-1), bad.mean(-1)
-    if bad.any():   # a gap filled with 0 must not hide that the rest is constant
-        high, low = np.where(bad, -np.inf, signal).max(-1), np.where(bad, np.inf, signal).min(-1)
-    flat = mask & ~(high - low > FLAT_MV) & (share < 1)
-    found = {"missing": ~mask, "nan": mask & (share > 0), "flat": flat, "rail": mask & (np.maximum(high, -low) >= RAIL_MV) & (share < 1)}
-    flags = {k: [l for l, v in zip(leads, m) if v] for k, m in found.items() if m.any()}
-    if signal.shape[-1] < round(fs * seconds): flags["short"] = [f"{signal.shape[-1] / fs:.1f}s"]
-    return flags, mask & ~flat & (share <= MAX_NAN)
+) -> dict: # fault -> names of the leads that have it; empty when there is nothing to say
+    "What is wrong with one raw record."
+    flags = _inspect(np.asarray(signal), np.asarray(mask, bool), leads)[0]
+    return flags | ({"short": [f"{signal.shape[-1] / fs:.1f}s"]} if signal.shape[-1] < round(fs * seconds) else {})
+
+def usable_leads(
+    signal: np.ndarray, # (L, T) raw millivolts, NaN where missing
+    mask: np.ndarray, # (L,) True where the lead was recorded
+) -> np.ndarray: # (L,) bool
+    "Leads that were recorded, move, and have at most `MAX_NAN` of their samples missing."
+    return _inspect(np.asarray(signal), np.asarray(mask, bool), LEADS[:len(mask)])[1]
 
 def quality_text(flags: dict) -> str:
     "Flags as one line of text; empty when there is nothing to say."
     return "; ".join(f"{k}:{' '.join(v)}" for k, v in flags.items())
 
-# %% ../../nbs/data/02_signals.ipynb #cd2ac7bf
+# %% ../../nbs/data/02_signals.ipynb #bf400c75
 def prepare_flagged(
     signal: np.ndarray, # (C, T) millivolts as read, NaN where missing
     names, # C channel names
@@ -170,7 +182,8 @@ def prepare_flagged(
     signal = np.asarray(signal)[..., : int((spec.seconds + 2) * fs) + 1]
     x, mask = select_leads(signal, names, spec.leads)
     if not mask.any(): raise PeaceError(f"none of the leads {', '.join(spec.leads)} is among the channels {', '.join(map(str, names))}")
-    flags, mask = quality(x[:, : round(spec.seconds * fs)], mask, fs, spec.seconds, spec.leads)
+    window = x[:, : round(spec.seconds * fs)]
+    flags, mask = quality(window, mask, fs, spec.seconds, spec.leads), usable_leads(window, mask)
     if not mask.any(): raise PeaceError(f"no lead can be used ({quality_text(flags)})")
     x = fill_gaps(x)[0][mask]
     x = crop_pad(resample(bandpass(x, fs, spec.band), fs, spec.fs), spec.n)
