@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SIGNAL', 'TRAIN', 'KNOWLEDGE', 'STAGES', 'PACKAGES', 'Stage', 'stage_settings', 'build_dir', 'check_parameters',
            'source_state', 'environment', 'file_digest', 'write_json', 'run_notebook', 'step_name', 'run_step',
-           'build_paper', 'products', 'require', 'render_readme', 'write_readme']
+           'build_paper', 'products', 'require', 'read_split', 'render_readme', 'write_readme']
 
 # %% ../nbs/80_pipeline.ipynb #ea8cf098
 import contextlib, hashlib, importlib.metadata, json, os, platform, re, subprocess, sys, threading, time
@@ -219,6 +219,12 @@ def require(profile:str, *targets:str) -> list[Path]:
     if missing and os.environ.get("PEACE_STEP"): raise PeaceError(f"{', '.join(missing)} should have been made by an earlier step of profile {profile!r}, but is not in {build}.")
     if missing: build_paper(profile, targets=missing)
     return [build / t for t in targets]
+
+# %% ../nbs/80_pipeline.ipynb #34642d2c
+def read_split(path:Path|str) -> "pd.Series":
+    "The part of each record, indexed by `record_id` as text."
+    import pandas as pd
+    return pd.read_csv(path, dtype=str).set_index("record_id")["split"]
 
 # %% ../nbs/80_pipeline.ipynb #64f8f52c
 def render_readme(notebook:Path|None=None) -> str:
