@@ -71,22 +71,30 @@ def model_identity(
     config = _from_hub("AutoConfig", target, local_only)
     return f"hub:{target}@{config._commit_hash}"
 
-# %% ../../nbs/models/11_text.ipynb #b1500e84
-def _from_hub(kind: str, target: str, local_only: bool):
+# %% ../../nbs/models/11_text.ipynb #68d9c764
+def _from_hub(kind: str, target: str, local_only: bool, **kwargs):
     "Load a config, tokenizer or model; every failure becomes one sentence"
     import transformers
     from transformers.utils import logging
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
-    try: return getattr(transformers, kind).from_pretrained(target, local_files_only=local_only, trust_remote_code=False)
-    except (OSError, ValueError) as e:
+    try: return getattr(transformers, kind).from_pretrained(target, local_files_only=local_only, trust_remote_code=False, **kwargs)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as e:
         if local_only and not Path(target).is_dir():
             raise PeaceError(f"text encoder {target!r} is not on this machine; allow the download (local_only=False) or give a folder") from None
         raise PeaceError(f"text encoder {target!r} could not be loaded: {str(e).splitlines()[0]}") from None
     finally:
         if bars: logging.enable_progress_bar()
 
-# %% ../../nbs/models/11_text.ipynb #f8c81cc9
+# %% ../../nbs/models/11_text.ipynb #6d69d15d
+def _load_network(target: str, local_only: bool) -> torch.nn.Module:
+    "The frozen encoder; refused when the file does not hold all of its weights (the pooler is not used)"
+    network, info = _from_hub("AutoModel", target, local_only, output_loading_info=True)
+    missing = sorted(k for k in info["missing_keys"] if not k.startswith("pooler"))
+    if missing: raise PeaceError(f"text encoder {target!r}: {len(missing)} weights are missing from its file, {missing[0]} among them")
+    return network.eval().float()
+
+# %% ../../nbs/models/11_text.ipynb #25be570a
 @torch.inference_mode()
 def encode(
     texts: Sequence[str], # n texts
@@ -98,7 +106,7 @@ def encode(
     target = _resolve(model, local_only)
     if str(model) == "minilm": verify_weights(Path(target) / "model.safetensors")
     tokenizer = _from_hub("AutoTokenizer", target, local_only)
-    network = _from_hub("AutoModel", target, local_only).eval().float()
+    network = _load_network(target, local_only)
     vectors = {}
     for text in dict.fromkeys(texts):   # a text that occurs twice is encoded once
         tokens = tokenizer(text, truncation=True, max_length=max_tokens, return_tensors="pt")
