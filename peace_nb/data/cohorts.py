@@ -6,8 +6,8 @@
 __all__ = ['MAX_SAMPLES', 'COLUMNS', 'YEAR', 'COHORTS', 'AGE_BANDS', 'read_header', 'read_record', 'Cohort', 'load_cohort',
            'check_disjoint', 'split_by_patient', 'split_by_fold']
 
-# %% ../../nbs/data/04_cohorts.ipynb #edc2cd77
-import hashlib, os
+# %% ../../nbs/data/04_cohorts.ipynb #f01a4bad
+import hashlib, logging, os
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property, reduce
@@ -177,7 +177,7 @@ def _fingerprint(self, most: int = 20_000) -> str:
 Cohort.fingerprint = cached_property(_fingerprint)
 Cohort.fingerprint.__set_name__(Cohort, "fingerprint")
 
-# %% ../../nbs/data/04_cohorts.ipynb #cde28d7b
+# %% ../../nbs/data/04_cohorts.ipynb #c73cf56c
 def _require(root: Path, what: str, *files):
     "Every file is there, or one sentence naming the first that is not."
     if not root.is_dir(): raise PeaceError(f"{root} is not a folder, so it cannot hold {what}")
@@ -194,8 +194,12 @@ def _read_csv(path: Path, columns=(), **kwargs) -> pd.DataFrame:
 
 def _source(loader, root: Path, slug: str) -> pd.DataFrame:
     "A label loader of ecgbench, its complaints made ours."
+    log = logging.getLogger("ecgbench")
+    before = log.level
+    log.setLevel(logging.ERROR)     # it warns whenever a folder holds fewer rows than the full release, as every sample does
     try: return loader.load_labels(root, ecgbench.load_config(slug))
     except (ValueError, KeyError, OSError) as e: raise PeaceError(f"{root} cannot be read as {slug}: {' '.join(str(e).split())}") from e
+    finally: log.setLevel(before)
 
 def _tidy(table: pd.DataFrame, what: str) -> pd.DataFrame:
     "The common columns first; identifiers as text; one row a record."
@@ -323,7 +327,7 @@ def _patient_matrix(table: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame: 
     brings = np.column_stack([labels.reindex(table.index).fillna(0).to_numpy() > 0.5, bands])
     return pd.DataFrame(brings, index=table["patient_id"].to_numpy()).groupby(level=0).any()
 
-# %% ../../nbs/data/04_cohorts.ipynb #118335f3
+# %% ../../nbs/data/04_cohorts.ipynb #d62f3e27
 def split_by_patient(
     table: pd.DataFrame, # has patient_id and age_days
     labels: pd.DataFrame, # (n, K) labels, NaN taken as 0
@@ -339,7 +343,7 @@ def split_by_patient(
     k = MultilabelStratifiedKFold(sum(folds), shuffle=True, random_state=seed)
     part = np.repeat(["train", "val", "test"], folds)
     of = pd.Series("", index=people.index)
-    for name, (_, members) in zip(part, k.split(people, people.astype(int))): of.iloc[members] = name
+    for name, (_, members) in zip(part.tolist(), k.split(people, people.astype(int))): of.iloc[members] = name
     split = table["patient_id"].map(of).rename("split")
     return check_disjoint(table, split)
 
