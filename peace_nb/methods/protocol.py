@@ -5,22 +5,23 @@
 # %% auto #0
 __all__ = ['METHODS', 'Method', 'LinearHead', 'RandomEncoder', 'register_method', 'build_method']
 
-# %% ../../nbs/methods/20_protocol.ipynb #9a517725
-import copy, math
+# %% ../../nbs/methods/20_protocol.ipynb #055c297a
+import copy
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import nn
+from fastcore.basics import patch
 
 from ..models.encoders import AttentionPool, build_encoder
-from ..models.label_query import PRIOR, masked_bce
+from ..models.label_query import masked_bce, prior_logit
 from ..models.peace import PEACE, label_positions
 from ..settings import PeaceError
 
-# %% ../../nbs/methods/20_protocol.ipynb #e101fef7
+# %% ../../nbs/methods/20_protocol.ipynb #eb9f2fe9
 @runtime_checkable
 class Method(Protocol):
-    "An `nn.Module` that can be trained, scored and rebuilt from its `config`."
+    "An `nn.Module` that can be trained, scored, cut to fewer labels and built again."
     name: str
     labels: tuple
     config: dict
@@ -28,7 +29,7 @@ class Method(Protocol):
     def predict(self, signals: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor: ...
     def restrict(self, labels: tuple) -> "Method": ...
 
-# %% ../../nbs/methods/20_protocol.ipynb #33380f49
+# %% ../../nbs/methods/20_protocol.ipynb #c56797da
 class LinearHead(nn.Module):
     "An encoder, attention pooling and one linear layer, trained with binary cross-entropy."
     name = "ECG-only"
@@ -41,33 +42,43 @@ class LinearHead(nn.Module):
         super().__init__()
         self.encoder, self.labels = encoder, tuple(labels)
         self.pool, self.head = AttentionPool(encoder.d), nn.Linear(encoder.d, len(labels))
-        nn.init.constant_(self.head.bias, math.log(PRIOR / (1 - PRIOR)))
-
-    def forward(self, batch: dict, progress: float) -> dict: return self.loss(batch, progress)
+        nn.init.constant_(self.head.bias, prior_logit())
 
     def predict(self, signals: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        "Logits (B, K) from signals (B, 12, T)."
+        "Logits (B, K) from signals (B, 12, T) and lead mask (B, 12)."
         return self.head(self.pool(self.encoder(signals, mask)))
 
-    def loss(self, batch: dict, progress: float) -> dict:
-        "Masked binary cross-entropy; `progress` is not used."
-        cls = masked_bce(self.predict(batch["signals"], batch.get("mask")), batch["labels"])
-        return dict(total=cls, cls=cls.detach())
+# %% ../../nbs/methods/20_protocol.ipynb #154d9aa0
+@patch
+def loss(
+    self: LinearHead,
+    batch: dict,  # signals, mask, labels
+    progress: float,  # not used
+) -> dict:  # "total" and "cls"
+    "Masked binary cross-entropy."
+    cls = masked_bce(self.predict(batch["signals"], batch.get("mask")), batch["labels"])
+    return dict(total=cls, cls=cls.detach())
 
-    def restrict(self, labels: tuple) -> "LinearHead":
-        "A copy with only these labels' rows of the linear layer."
-        at, new = label_positions(self.labels, labels), copy.deepcopy(self)
-        new.head = nn.Linear(self.encoder.d, len(at)).to(self.head.weight.device)
-        with torch.no_grad():
-            new.head.weight.copy_(self.head.weight[at])
-            new.head.bias.copy_(self.head.bias[at])
-        new.labels = tuple(labels)
-        if hasattr(new, "config"): new.config["labels"] = list(labels)
-        return new
+@patch
+def forward(self: LinearHead, batch: dict, progress: float) -> dict: return self.loss(batch, progress)
 
-# %% ../../nbs/methods/20_protocol.ipynb #3869f85e
+# %% ../../nbs/methods/20_protocol.ipynb #618023b7
+@patch
+def restrict(
+    self: LinearHead,
+    labels: tuple,  # a subset of the method's labels, in the order wanted
+) -> LinearHead:
+    "A copy with only these labels' rows of the linear layer."
+    at, new = label_positions(self.labels, labels), copy.deepcopy(self)
+    new.head.weight = nn.Parameter(self.head.weight.detach()[at].clone())
+    new.head.bias = nn.Parameter(self.head.bias.detach()[at].clone())
+    new.head.out_features, new.labels = len(at), tuple(labels)
+    if hasattr(new, "config"): new.config["labels"] = list(labels)
+    return new
+
+# %% ../../nbs/methods/20_protocol.ipynb #1db4ee92
 class RandomEncoder(LinearHead):
-    "The same, with an encoder that is never trained: what the architecture knows before it learns."
+    "The same with an encoder that is never trained: what the architecture knows before it learns."
     name = "Random"
 
     def __init__(self, encoder: nn.Module, labels: tuple):
@@ -75,15 +86,18 @@ class RandomEncoder(LinearHead):
         self.encoder.requires_grad_(False)
 
     def train(self, mode: bool = True) -> "RandomEncoder":
+        "Training mode for pooling and head; the encoder stays in evaluation mode."
         super().train(mode)
         self.encoder.eval()
         return self
 
-# %% ../../nbs/methods/20_protocol.ipynb #247f0d43
-METHODS = {}
+# %% ../../nbs/methods/20_protocol.ipynb #3067a0b3
+METHODS = {}  # name → function (encoder, labels, embeddings, **cfg) → method
 
-def register_method(name: str):
-    "Decorator: a function `(encoder, labels, embeddings, **cfg) -> method` under a name for `build_method`."
+def register_method(
+    name: str,  # what tables and profiles call it
+):
+    "Decorator that makes a builder known to `build_method`."
     def add(build):
         METHODS[name] = build
         return build
@@ -99,16 +113,16 @@ def _ecg_only(encoder, labels, embeddings=None): return LinearHead(encoder, labe
 @register_method("Random")
 def _random(encoder, labels, embeddings=None): return RandomEncoder(encoder, labels)
 
-# %% ../../nbs/methods/20_protocol.ipynb #b5801cc1
+# %% ../../nbs/methods/20_protocol.ipynb #fcfdd2cc
 def build_method(
     name: str,  # a key of `METHODS`
     labels: tuple,  # K label ids
     encoder: str | dict = "small",  # a size, or the arguments of `build_encoder`
     seed: int = 0,  # of every initial weight
     embeddings: torch.Tensor | None = None,  # (K, 3, dim) descriptor embeddings, for methods that read text
-    embedding_shape: tuple | None = None,  # instead of them, when weights are loaded afterwards
+    embedding_shape: tuple | None = None,  # (3, dim), instead of them, when weights are loaded afterwards
     **cfg,  # the method's own settings
-) -> nn.Module:
+) -> nn.Module:  # a `Method`
     "Build a method from plain settings; `build_method(**method.config)` builds it again."
     if name not in METHODS: raise PeaceError(f"Unknown method {name!r}: choose one of {', '.join(METHODS)}.")
     encoder = dict(size=encoder) if isinstance(encoder, str) else dict(encoder)
@@ -118,7 +132,8 @@ def build_method(
         torch.manual_seed(seed)
         backbone = build_encoder(**encoder)
         torch.manual_seed(seed + 1)
-        method = METHODS[name](backbone, tuple(labels), embeddings=embeddings, **cfg)
+        try: method = METHODS[name](backbone, tuple(labels), embeddings=embeddings, **cfg)
+        except TypeError as error: raise PeaceError(f"The method {name} has no such setting: {error}.") from error
     shape = None if embeddings is None else list(embeddings.shape[1:])
     method.config = dict(name=name, labels=list(labels), encoder=backbone.config, seed=seed, embedding_shape=shape, **cfg)
     return method
