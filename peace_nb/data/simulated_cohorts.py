@@ -87,8 +87,8 @@ MIMIC_RECORDS = ((1, 35.5), (2, 18.1), (3, 9.), (4, 8.8), (5, 5.), (6, 4.), (7, 
 PTBXL_RECORDS = ((1, 89.), (2, 8.), (3, 2.), (4, 1.))
 ZZU_RECORDS = ((1, 85.5), (2, 10.), (3, 2.7), (4, 1.), (6, .6), (10, .2))
 
-# %% ../../nbs/data/03b_simulated_cohorts.ipynb #288e8ea3
-ZZU_SECONDS = ((10., 58.), (12., 14.), (14., 9.), (16., 7.), (20., 7.5), (7., 2.5), (5., 1.2), (30., .6), (60., .2))
+# %% ../../nbs/data/03b_simulated_cohorts.ipynb #b2f4dcdb
+ZZU_SECONDS = ((10., 70.), (14., 14.), (20., 11.), (5., 3.5), (30., 1.5))
 
 def _draw(rng, table, n):
     "`n` values from a table of (value, share) pairs."
@@ -116,7 +116,7 @@ def _adult_roster(rng, n_patients, table, max_records, mean_age, sd_age, first_y
     r["when"] = [epoch + timedelta(minutes=int(m)) for m in (start[r.patient] + since) * 525960]
     return r.assign(seconds=10., leads=12)
 
-# %% ../../nbs/data/03b_simulated_cohorts.ipynb #09ccaba0
+# %% ../../nbs/data/03b_simulated_cohorts.ipynb #012fb3ec
 def _child_roster(rng, n_patients, table, max_records, first_year=2018, years=6.5):
     "Children: age bands, nine-lead records and lengths as ZZU-pECG publishes them; 57 % are boys."
     r = _expand(rng, n_patients, table, max_records)
@@ -130,7 +130,7 @@ def _child_roster(rng, n_patients, table, max_records, first_year=2018, years=6.
     r["when"] = [datetime(first_year, 1, 1) + timedelta(seconds=int(s)) for s in start[r.patient] * 31557600 + since * 86400]
     row = np.searchsorted(ZZU_BANDS.to_day.to_numpy(), r.age_days, side="right").clip(0, len(ZZU_BANDS) - 1)
     r["leads"] = np.where(rng.random(len(r)) * 100 < ZZU_BANDS.nine_leads.to_numpy()[row], 9, 12)
-    return r.assign(seconds=_draw(rng, ZZU_SECONDS, len(r)))
+    return r.assign(seconds=_draw(rng, ZZU_SECONDS, n_patients)[r.patient])
 
 # %% ../../nbs/data/03b_simulated_cohorts.ipynb #e0e44c08
 LAYOUTS = ("mimic-iv-ecg", "ptb-xl", "zzu-pecg")
@@ -348,7 +348,7 @@ def rail(signals, rows, fs, rng):
             signals[i, lead] += peak * np.exp(-np.abs(since) / np.where(since > 0, decay, .01))
     np.clip(signals, -RAIL_MV, RAIL_MV, out=signals)
 
-# %% ../../nbs/data/03b_simulated_cohorts.ipynb #ee489563
+# %% ../../nbs/data/03b_simulated_cohorts.ipynb #7e2745ec
 @dataclass(frozen=True)
 class CohortSettings:
     "Everything that decides the content of a simulated cohort; it is stored in the marker file."
@@ -365,24 +365,28 @@ class CohortSettings:
     def damage(self): return {"zzu-pecg": .118}.get(self.layout, .015) if self.damaged < 0 else self.damaged
 
 def _shards(r, size):
-    "Cut a roster between patients into pieces of about `size` records."
-    whole = r.groupby("patient").size().cumsum().to_numpy()
-    piece = (whole - 1) // size   # a patient's last record decides the shard, so a shard may be a few records short of `size`
-    return [g for _, g in r.groupby(piece[r.patient])]
+    "Cut a roster into pieces of at most `size` records of one length, never through a patient."
+    pieces = []
+    for _, rows in r.groupby("seconds", sort=True):
+        full, piece, number = 0, [], 0
+        for n in rows.groupby("patient").size():   # a patient has one record length
+            if full and full + n > size: number, full = number + 1, 0
+            piece += [number] * n; full += n
+        pieces += [g for _, g in rows.groupby(np.array(piece))]
+    return pieces
 
-# %% ../../nbs/data/03b_simulated_cohorts.ipynb #6226568d
+# %% ../../nbs/data/03b_simulated_cohorts.ipynb #df78b27a
 def _simulate(s: CohortSettings, part: pd.DataFrame, number: int, rng):
-    "Yield `(rows of the roster, Simulation, labels to write)` for each record length in a shard."
+    "Yield `(rows of the roster, Simulation, labels to write)` of a shard, a block of the simulator at a time."
     population = "child" if s.layout == "zzu-pecg" else "adult"
-    for k, (seconds, rows) in enumerate(part.groupby("seconds", sort=True)):
-        stream = int(np.random.SeedSequence([s.seed, LAYOUTS.index(s.layout), number, k]).generate_state(1)[0])
-        for block in range(-(-len(rows) // simulator.BLOCK)):   # a patient with many records can make a shard longer than a block
-            these = rows.iloc[block * simulator.BLOCK:(block + 1) * simulator.BLOCK]
-            n, ages = len(these), np.resize(these.age_days.to_numpy(), simulator.BLOCK)
-            sim = simulator.simulate_block(block, population=population, seed=stream, fs=500, seconds=seconds, age_days=ages)
-            sim = simulator.Simulation(sim.signals[:n], sim.labels.iloc[:n], sim.table.iloc[:n], sim.beats[:n])
-            true = sim.labels.to_numpy().astype(int)
-            yield these, sim, np.where(rng.random(true.shape) < s.label_noise, 1 - true, true)
+    stream = int(np.random.SeedSequence([s.seed, LAYOUTS.index(s.layout), number]).generate_state(1)[0])
+    for block in range(-(-len(part) // simulator.BLOCK)):
+        rows = part.iloc[block * simulator.BLOCK:(block + 1) * simulator.BLOCK]
+        n, ages = len(rows), np.resize(rows.age_days.to_numpy(), simulator.BLOCK)
+        sim = simulator.simulate_block(block, population=population, seed=stream, fs=500, seconds=rows.seconds.iloc[0], age_days=ages)
+        sim = simulator.Simulation(sim.signals[:n], sim.labels.iloc[:n], sim.table.iloc[:n], sim.beats[:n])
+        true = sim.labels.to_numpy().astype(int)
+        yield rows, sim, np.where(rng.random(true.shape) < s.label_noise, 1 - true, true)
 
 def _scramble(i, span, prime):
     "A number that looks random but is unique for each i below `span`, which `prime` does not divide."
