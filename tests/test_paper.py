@@ -1,0 +1,125 @@
+"""The paper end to end in the smoke profile: what it makes, what it makes again, and what it says where it cannot."""
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+
+from conftest import ROOT
+from peace_nb.evaluation.tables import data_note, load_reported
+from peace_nb.pipeline import STAGES, build_paper, render_readme, run_step
+from peace_nb.settings import PeaceError, load_profile
+
+TABLES = ("table_1_cohorts", "table_1_labels", "table_2_transfer", "table_2_full", "table_3_sim2real", "table_3_children")
+FIGURES = ("figure_1_framework", "figure_2_training", "figure_3_labels", "figure_4_ecgs")
+
+
+def plan(profile="smoke", root=ROOT, env=None) -> set[str]:
+    "Rules that Snakemake would run."
+    said = subprocess.run([sys.executable, "-m", "snakemake", "--snakefile", str(root / "paper" / "Snakefile"), "--directory", str(ROOT / "paper" / "build" / profile), "--cores", "1",
+                           "--config", f"profile={profile}", "--nolock", "--dry-run"], capture_output=True, text=True, cwd=root, env=env or dict(os.environ))
+    assert said.returncode == 0, said.stderr
+    return set(re.findall(r"^(?:local)?rule (\w+):", said.stdout + said.stderr, re.M)) - {"all"}
+
+
+def test_the_paper_holds_what_was_promised(smoke):
+    assert (smoke / "paper.pdf").read_bytes().startswith(b"%PDF")
+    for name in TABLES: assert len(pd.read_csv(smoke / "tables" / f"{name}.csv")), name
+    for name in FIGURES:
+        assert (smoke / "figures" / f"{name}.png").stat().st_size > 10_000 and (smoke / "figures" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+    executed = {p.stem for p in (smoke / "notebooks").glob("*.ipynb")}
+    assert {s.split("_")[0] for s in executed} == set(STAGES), "every stage has an executed notebook, and nothing else lies there"
+    report = (smoke / "report.html").read_text(encoding="utf-8")
+    for name in executed: assert f"notebooks/{name}.html" in report and (smoke / "notebooks" / f"{name}.html").exists()
+    assert data_note("smoke") in report
+
+
+def test_every_step_left_a_record(smoke):
+    made = json.loads((smoke / "provenance.json").read_text(encoding="utf-8"))
+    assert made["note"] == data_note("smoke") and made["simulated"] is True
+    assert {s["step"].split("_")[0] for s in made["steps"]} == set(STAGES)
+    for s in made["steps"]:
+        assert s["seconds"] > 0 and s["peak_memory_mb"] > 0 and s["parameters"]["profile"] == "smoke" and s["packages"]["torch"] and "commit" in s, s["step"]
+    assert set(made["data"]) >= {"adult", "child", "ptbxl", "extra"} and all(made["data"].values())
+
+
+def test_reported_numbers_come_from_the_file_alone(smoke):
+    wide, headline = pd.read_csv(smoke / "tables" / "table_2_transfer.csv").set_index("method"), load_reported()["headline"]
+    cell = wide.loc["PEACE", "children, full"].split(" | ")
+    assert cell[1:] == [f"{headline['v1']['zzu_full']:.1f}", f"{headline['v2']['zzu_full']:.1f}"]
+    assert wide.loc["ECG-only", "children, full"].endswith("| - | -")
+    full = pd.read_csv(smoke / "tables" / "table_2_full.csv")
+    assert set(full["data"]) == {"simulated cohorts"} and set(full["profile"]) == {"smoke"} and (full["seeds"] == 1).all()
+    sources = [p for p in [*ROOT.glob("nbs/**/*.ipynb"), ROOT / "paper" / "manuscript.typ"] if ".ipynb_checkpoints" not in p.parts]
+    numbers = {str(v) for row in load_reported()["table_transfer"].values() for v in row.values() if v}
+    for p in sources:
+        text = p.read_text(encoding="utf-8")
+        if p.suffix == ".ipynb": text = "\n".join(c.source for c in nbformat.reads(text, 4).cells)
+        assert not [n for n in numbers if re.search(rf"(?<![\d.]){re.escape(n)}(?![\d])", text)], f"{p} holds a number of the preprint; it belongs to paper/reported.yaml"
+
+
+def test_a_second_call_runs_nothing(smoke):
+    before = {p: p.stat().st_mtime_ns for p in (smoke / "provenance").glob("*.json")}
+    start = time.perf_counter()
+    build_paper("smoke")
+    took = time.perf_counter() - start
+    assert before == {p: p.stat().st_mtime_ns for p in (smoke / "provenance").glob("*.json")}
+    assert took < 60, f"a call with nothing to do took {took:.0f} s"
+
+
+@pytest.mark.parametrize("key, value, stale, fresh", [
+    ("bootstrap", "90", {"table_2", "figure_3", "sim2real_test"}, {"cohort", "pretrain", "transfer", "sim2real_train", "figure_2"}),
+    ("lsbc_weight", "0.3", {"pretrain", "transfer", "sim2real_train"}, {"cohort", "table_1", "figure_4"}),
+    ("finetune_epochs", "1", {"transfer", "table_2"}, {"cohort", "pretrain", "figure_2", "sim2real_train"}),
+])
+def test_a_changed_setting_reruns_what_depends_on_it(smoke, tmp_path, key, value, stale, fresh):
+    "The plan is made in a copy of the sources, over the finished build."
+    text = (ROOT / "settings.ini").read_text(encoding="utf-8")
+    kept = set(plan())
+    changed = re.sub(rf"(?ms)(^\[smoke\]\n)", rf"\1{key} = {value}\n", re.sub(rf"(?ms)^(\[smoke\]\n(?:(?!^\[).)*?)^{key} = [^\n]*\n", r"\1", text))
+    try:
+        (ROOT / "settings.ini").write_text(changed, encoding="utf-8", newline="\n")
+        found = plan()
+    finally: (ROOT / "settings.ini").write_text(text, encoding="utf-8", newline="\n")
+    assert not kept, "the plan of a finished build is empty"
+    assert stale <= found, f"not rerun: {stale - found}"
+    assert not fresh & found, f"rerun for nothing: {fresh & found}"
+
+
+def test_only_the_method_that_reads_text_depends_on_it(smoke):
+    from peace_nb.pipeline import stage_settings
+    assert hasattr(stage_settings("pretrain", "smoke", "PEACE"), "lsbc_weight") and not hasattr(stage_settings("pretrain", "smoke", "ECG-only"), "lsbc_weight")
+
+
+def test_an_unknown_parameter_is_a_fault():
+    with pytest.raises(PeaceError, match="60_table_1_cohorts.ipynb has no parameter learning_rte"): run_step("table-1", "smoke", learning_rte=1)
+
+
+def test_an_unset_root_is_told_before_any_work(monkeypatch):
+    for name in ("PEACE_SAMPLE_DATA", "PEACE_ZZU_PECG", "PEACE_MIMIC_IV_ECG", "PEACE_PTB_XL"): monkeypatch.delenv(name, raising=False)
+    for profile, variable in (("sample", "PEACE_SAMPLE_DATA"), ("paper", "PEACE_MIMIC_IV_ECG")):
+        with pytest.raises(PeaceError, match=f"{variable} is not set"): build_paper(profile)
+        assert not (ROOT / "paper" / "build" / profile / "stores").exists() or profile == "sample"
+
+
+def test_the_readme_is_the_index():
+    assert (ROOT / "README.md").read_text(encoding="utf-8") == render_readme(), "run `make readme`"
+
+
+def test_every_link_of_the_readme_leads_somewhere():
+    for link in re.findall(r"\]\(([^)#\s]+)\)", (ROOT / "README.md").read_text(encoding="utf-8")):
+        assert "://" in link or (ROOT / link).exists(), link
+
+
+def test_every_notebook_is_in_the_readme():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for p in ROOT.glob("nbs/**/*.ipynb"):
+        if ".ipynb_checkpoints" in p.parts or p.name == "index.ipynb": continue
+        assert p.relative_to(ROOT).as_posix() in text, p
