@@ -63,8 +63,8 @@ def qrs_bounds(
     off = next((k for k in range(peak, len(v) - run) if low[k:k + run].all()), None)
     return None if on is None or off is None or off - on > .25 * fs else (on, off)   # wider than 250 ms: noise, not a QRS
 
-# %% ../../nbs/data/03c_believability.ipynb #cf7aa8da
-DELINEATED = (0, 1, 4, 6, 8, 10)   # I, II, aVL, V1, V3, V5
+# %% ../../nbs/data/03c_believability.ipynb #f04b4162
+DELINEATED = (0, 1, 8, 10)   # I, II, V3, V5
 
 def _nearest(marks, peaks, low, high):
     "For each peak the nearest mark between `low` and `high` samples from it, relative to it; NaN where there is none."
