@@ -6,7 +6,7 @@
 __all__ = ['MAX_SAMPLES', 'COLUMNS', 'YEAR', 'COHORTS', 'AGE_BANDS', 'read_header', 'read_record', 'Cohort', 'load_cohort',
            'check_disjoint', 'split_by_patient', 'split_by_fold']
 
-# %% ../../nbs/data/04_cohorts.ipynb #f01a4bad
+# %% ../../nbs/data/04_cohorts.ipynb #27411baa
 import hashlib, logging, os
 from dataclasses import dataclass
 from fractions import Fraction
@@ -17,6 +17,7 @@ import ecgbench
 import numpy as np
 import pandas as pd
 import wfdb
+from fastcore.basics import patch
 from ecgbench.labels import mimic_iv_ecg as _mimic_source, ptbxl as _ptbxl_source, zzu_pecg as _zzu_source
 
 from ..settings import PeaceError
@@ -123,7 +124,7 @@ def _multi_names(head):
     if first is None: raise PeaceError(f"{head.record_name}.hea describes no channel in any of its segments")
     return first.sig_name, first.units
 
-# %% ../../nbs/data/04_cohorts.ipynb #3623f6d0
+# %% ../../nbs/data/04_cohorts.ipynb #0f6d243e
 COLUMNS = ("patient_id", "age_days", "sex", "fs", "leads", "seconds", "report", "quality", "path")
 YEAR = 365.25      # days
 
@@ -139,43 +140,46 @@ class Cohort:
     def __len__(self): return len(self.table)
     def __repr__(self): return f"Cohort({self.name}: {len(self)} records of {self.table['patient_id'].nunique()} patients in {self.root})"
 
-    def raw(self,
-        record_id: str, # an index value of `table`
-    ): # (signal (C, T) float64 mV, names, fs): the channels as stored
-        "One record as it lies on disk; sentences about it name the file relative to the root."
-        if record_id not in self.table.index: raise PeaceError(f"{self.name} has no record {record_id!r}")
-        try: return read_record(self.root / self.table.at[record_id, "path"])
-        except PeaceError as e: raise PeaceError(str(e).replace(str(self.root) + os.sep, "")) from e
-
-    def signal(self,
-        record_id: str, # an index value of `table`
-    ): # (signal (12, T) float32 mV in the order of LEADS, mask (12,) bool)
-        "Twelve leads by name, unfiltered; a lead that was not recorded is zeros and False, single missing samples are NaN."
-        x, mask = select_leads(*self.raw(record_id)[:2])
-        mask &= np.isfinite(x).any(-1)
-        x[~mask] = 0
-        return x, mask
-
     def part(self, record_ids): # Cohort
         "The same cohort with these records only."
         return Cohort(self.name, self.root, self.table.loc[record_ids], self.labels.loc[record_ids], self.coverage)
+    @cached_property
+    def fingerprint(self) -> str: return _fingerprint(self) # hash of tables, labels, headers and file lengths
 
-# %% ../../nbs/data/04_cohorts.ipynb #f287cf58
+# %% ../../nbs/data/04_cohorts.ipynb #7bf7dd1d
+@patch
+def raw(self: Cohort,
+    record_id: str, # an index value of `table`
+): # (signal (C, T) float64 mV, names, fs): the channels as stored
+    "One record as it lies on disk; sentences about it name the file relative to the root."
+    if record_id not in self.table.index: raise PeaceError(f"{self.name} has no record {record_id!r}")
+    try: return read_record(self.root / self.table.at[record_id, "path"])
+    except PeaceError as e: raise PeaceError(str(e).replace(str(self.root) + os.sep, "")) from e
+
+@patch
+def signal(self: Cohort,
+    record_id: str, # an index value of `table`
+): # (signal (12, T) float32 mV in the order of LEADS, mask (12,) bool)
+    "Twelve leads by name, unfiltered; a lead that was not recorded is zeros and False, single missing samples are NaN."
+    x, mask = select_leads(*self.raw(record_id)[:2])
+    mask &= np.isfinite(x).any(-1)
+    x[~mask] = 0
+    return x, mask
+
+# %% ../../nbs/data/04_cohorts.ipynb #f068c008
 def _frame_bytes(df: pd.DataFrame) -> bytes:
     "A frame as hash input: column names, index and values."
     plain = df.astype({c: str for c in df.columns if df[c].dtype == object})
     return repr(list(df.columns)).encode() + pd.util.hash_pandas_object(plain).to_numpy().tobytes()
 
-def _fingerprint(self, most: int = 20_000) -> str:
-    h = hashlib.sha256(self.name.encode() + _frame_bytes(self.table) + _frame_bytes(self.labels))
-    for path in self.table["path"].iloc[:: max(1, -(-len(self.table) // most))]:
-        hea, dat = (self.root / f"{path}{e}" for e in (".hea", ".dat"))
+def _fingerprint(c: Cohort, most: int = 20_000) -> str:
+    "Content hash of a cohort; the same wherever the folder lies."
+    h = hashlib.sha256(c.name.encode() + _frame_bytes(c.table) + _frame_bytes(c.labels))
+    for path in c.table["path"].iloc[:: max(1, -(-len(c.table) // most))]:
+        hea, dat = (c.root / f"{path}{e}" for e in (".hea", ".dat"))
         h.update(hea.read_bytes() if hea.is_file() else b"missing")
         h.update(str(dat.stat().st_size if dat.is_file() else -1).encode())
     return h.hexdigest()
-
-Cohort.fingerprint = cached_property(_fingerprint)
-Cohort.fingerprint.__set_name__(Cohort, "fingerprint")
 
 # %% ../../nbs/data/04_cohorts.ipynb #c73cf56c
 def _require(root: Path, what: str, *files):

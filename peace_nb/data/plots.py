@@ -59,11 +59,10 @@ def plot_ecg(
     fig = paper.plot((x.T, list(leads)), configuration=_layout(x.shape[1], rhythm), sampling_frequency=fs, show=False)
     return _finish_sheet(fig, here, title, findings, f"{speed:g} mm/s   {gain:g} mm/mV   {fs:g} Hz")
 
-# %% ../../nbs/data/07_plots.ipynb #e5793768
+# %% ../../nbs/data/07_plots.ipynb #29ebbea5
 def _finish_sheet(fig, here: dict, title, findings, foot: str):
     "Mark absent leads, make names readable over the trace, and put the words on a strip of their own."
     import matplotlib.patheffects as effects
-    import matplotlib.pyplot as plt
     (ax,), (width, height) = fig.axes, fig.get_size_inches()
     for t in ax.texts:
         t.set(path_effects=[effects.withStroke(linewidth=2.5, foreground="white")], zorder=10)
@@ -76,5 +75,4 @@ def _finish_sheet(fig, here: dict, title, findings, foot: str):
     if title: fig.text(0.15 / width, at(0.07), title, va="top", size=12, weight="bold")
     for i, line in enumerate(lines): fig.text(0.15 / width, at((0.32 if title else 0.07) + 0.19 * i), line, va="top", size=9, family="monospace")
     ax.text(width - 0.1, 0.06, foot, ha="right", va="bottom", size=7, color="0.25", path_effects=[effects.withStroke(linewidth=2.5, foreground="white")])
-    plt.close(fig)   # the caller shows or saves it; an open figure would be drawn a second time in a notebook
     return fig

@@ -47,7 +47,7 @@ def select_leads(
     out[..., mask, :] = signal[..., [names.index(l) for l in leads if l in names], :]
     return out, mask
 
-# %% ../../nbs/data/02_signals.ipynb #c40a065f
+# %% ../../nbs/data/02_signals.ipynb #6af17541
 MIN_SECONDS = 5.0   # a shorter strip holds too few beats to call a rhythm; ZZU-pECG's own minimum
 
 @dataclass(frozen=True)
@@ -68,6 +68,9 @@ class SignalSpec:
 
     @property
     def n(self) -> int: return round(self.fs * self.seconds) # samples per lead
+    def __str__(self):
+        band = "unfiltered" if self.band is None else f"{self.band[0]:g}–{self.band[1]:g} Hz"
+        return f"{self.fs:g} Hz × {self.seconds:g} s, {band}, {len(self.leads)} leads"
     def to_dict(self) -> dict: return asdict(self) | {"leads": list(self.leads), "band": self.band and list(self.band)}
     @classmethod
     def from_dict(cls, d: dict): return cls(**d)
