@@ -136,7 +136,7 @@ def fill_gaps(
         x[lead] = np.interp(at, at[~bad[lead]], x[lead, ~bad[lead]])
     return x, share
 
-# %% ../../nbs/data/02_signals.ipynb #b0fa27db
+# %% ../../nbs/data/02_signals.ipynb #cd0a17d7
 def _inspect(x: np.ndarray, mask: np.ndarray, leads: tuple):
     "(flags: fault -> lead names, usable (L,) bool) of raw millivolts (L, T) with NaN where missing."
     bad = ~np.isfinite(x)
@@ -149,6 +149,7 @@ def _inspect(x: np.ndarray, mask: np.ndarray, leads: tuple):
              "rail": mask & (share < 1) & (np.maximum(high, -low) >= RAIL_MV)}
     return {k: [l for l, v in zip(leads, m) if v] for k, m in found.items() if m.any()}, mask & ~empty & ~flat
 
+# %% ../../nbs/data/02_signals.ipynb #523aad97
 def quality(
     signal: np.ndarray, # (L, T) raw millivolts in the order of `leads`, NaN where missing
     mask: np.ndarray, # (L,) True where the lead was recorded
@@ -171,7 +172,7 @@ def quality_text(flags: dict) -> str:
     "Flags as one line of text; empty when there is nothing to say."
     return "; ".join(f"{k}:{' '.join(v)}" for k, v in flags.items())
 
-# %% ../../nbs/data/02_signals.ipynb #bf400c75
+# %% ../../nbs/data/02_signals.ipynb #7c1cc0ba
 def prepare_flagged(
     signal: np.ndarray, # (C, T) millivolts as read, NaN where missing
     names, # C channel names
@@ -194,6 +195,7 @@ def prepare_flagged(
     out[mask] = x
     return out, mask, flags
 
+# %% ../../nbs/data/02_signals.ipynb #1e4ae3cc
 def prepare(
     signal: np.ndarray, # (C, T) millivolts as read, NaN where missing
     names, # C channel names
