@@ -11,8 +11,8 @@ __all__ = ['ABSENT', 'ZZU_BANDS', 'MIMIC_RECORDS', 'PTBXL_RECORDS', 'ZZU_RECORDS
            'zzu_codes', 'zzu_findings', 'pack', 'zzu_pack', 'spoil_lead', 'rail', 'CohortSettings', 'zzu_icd',
            'zzu_sqi', 'own_gain', 'write_simulated_cohort', 'folder_hash']
 
-# %% ../../nbs/data/03b_simulated_cohorts.ipynb #f9b5cf21
-import hashlib, json, os, shutil
+# %% ../../nbs/data/03b_simulated_cohorts.ipynb #f8be146d
+import hashlib, json, os, shutil, sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
@@ -528,7 +528,7 @@ def _zzu_tables(root, rows):
 
 _WRITERS = {"mimic-iv-ecg": (_mimic_records, _mimic_tables), "ptb-xl": (_ptbxl_records, _ptbxl_tables), "zzu-pecg": (_zzu_records, _zzu_tables)}
 
-# %% ../../nbs/data/03b_simulated_cohorts.ipynb #264e8078
+# %% ../../nbs/data/03b_simulated_cohorts.ipynb #092497a8
 MARKER, TRUTH = "SIMULATED.json", "simulated_truth.csv"
 
 def _truth_table(root, rows):
@@ -536,12 +536,21 @@ def _truth_table(root, rows):
     bits = pd.DataFrame([[int(b) for b in r["true"]] for r in rows], columns=list(LABELS))
     _csv(pd.concat([t, bits], axis=1), root / TRUTH)
 
+def _modules(module, found):
+    "The modules of this package that a module takes functions or classes from, itself included."
+    if module.__name__ in found: return found
+    found[module.__name__] = module
+    for value in list(vars(module).values()):
+        name = getattr(value, "__module__", None) or ""
+        if name.startswith("peace_nb.data.") and name in sys.modules: _modules(sys.modules[name], found)
+    return found
+
 def _code_hash() -> str:
-    "Hash of the code that decides what is written: a half-written cohort of other code is not continued."
-    folder = Path(simulator.__file__).parent
+    "Hash of the code and tables that decide what is written: a half-written cohort of other code is not continued."
+    paths = [Path(m.__file__) for m in _modules(sys.modules[__name__], _modules(simulator, {})).values()]
+    paths += [Path(__file__).parent / name for name in ("codes_aha.csv", "scp_statements.csv")]
     h = hashlib.sha256()
-    for name in ("norms.py", "simulator.py", "simulated_cohorts.py", "codes_aha.csv", "scp_statements.csv"):
-        if (folder / name).exists(): h.update((folder / name).read_bytes().replace(b"\r\n", b"\n"))
+    for path in sorted(paths): h.update(path.read_bytes().replace(b"\r\n", b"\n"))
     return h.hexdigest()[:16]
 
 # %% ../../nbs/data/03b_simulated_cohorts.ipynb #21aede49
