@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['YEAR', 'AGE_BANDS', 'AGE_EDGES', 'NORMS', 'MEASURES', 'T_UPRIGHT', 'ZZU_AGES', 'age_band', 'norm', 'draw_ages']
 
-# %% ../../nbs/data/03_norms.ipynb #290053b8
+# %% ../../nbs/data/03_norms.ipynb #ad5cc5f4
+from statistics import NormalDist
 import numpy as np, pandas as pd
 from ..settings import PeaceError
 
@@ -47,10 +48,10 @@ def age_band(
     if not np.all(age >= 0): raise PeaceError("an age in days must be zero or more, and known")
     return np.clip(np.searchsorted(AGE_EDGES, age, side="right") - 1, 0, len(AGE_BANDS) - 1)
 
-# %% ../../nbs/data/03_norms.ipynb #51705a91
-from scipy.stats import norm as _gauss
-
+# %% ../../nbs/data/03_norms.ipynb #11172256
+_GAUSS = NormalDist()
 _MIDDLE = np.log(np.sqrt((AGE_EDGES[:-1] + .3) * (AGE_EDGES[1:] + .3)))
+_PERCENTILES = {m: NORMS.loc[NORMS.measure == m, ["p2", "p50", "p98"]].to_numpy().T for m in MEASURES}
 
 def norm(
     measure: str,    # one of `MEASURES`
@@ -62,9 +63,8 @@ def norm(
     if not .1 <= percentile <= 99.9: raise PeaceError(f"percentile {percentile}: between 0.1 and 99.9")
     age_band(age_days)
     x = np.log(np.asarray(age_days, float) + .3)
-    t = NORMS[NORMS.measure == measure]
-    lo, mid, hi = (np.interp(x, _MIDDLE, t[c]) for c in ("p2", "p50", "p98"))
-    z = _gauss.ppf(percentile / 100) / _gauss.ppf(.98)
+    lo, mid, hi = (np.interp(x, _MIDDLE, row) for row in _PERCENTILES[measure])
+    z = _GAUSS.inv_cdf(percentile / 100) / _GAUSS.inv_cdf(.98)
     return mid + z * (hi - mid if z > 0 else mid - lo)
 
 # %% ../../nbs/data/03_norms.ipynb #0188bf40
