@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'Model', 'paper', 'run_step', 'manuscript', 'report', 'predict_record', 'predict', 'evaluate_cohort',
-           'evaluate', 'main']
+           'evaluate', 'describe', 'main']
 
 # %% ../nbs/90_cli.ipynb #10e8d6c5
 import json, os, sys, tempfile
@@ -51,21 +51,21 @@ def report(profile:str="demo"):
     from peace_nb.manuscript import build_report
     build_report(profile)
 
-# %% ../nbs/90_cli.ipynb #75bd52ab
+# %% ../nbs/90_cli.ipynb #75ac7ffd
 def predict_record(record:Path|str,  # path of a WFDB record, with or without .hea
                    model:Path|str    # folder of a checkpoint
                   ) -> dict:
     "Probabilities of one record: `{'record', 'fs', 'seconds', 'leads', 'quality', 'probabilities'}`. Raises `PeaceError` for a record that cannot be read."
     from peace_nb.data.cohorts import read_record
-    from peace_nb.data.signals import LEADS, prepare, quality, select_leads
-    from peace_nb.training.trainer import load_model, predict_signals
+    from peace_nb.data.signals import prepare_flagged, quality_text
+    from peace_nb.training.checkpoint import load_model, predict_signals
     loaded = load_model(model)
     signal, names, fs = read_record(record)
-    raw, present = select_leads(signal, names)
-    x, mask = prepare(signal, names, fs, loaded.spec)
+    try: x, mask, flags = prepare_flagged(signal, names, fs, loaded.spec)
+    except PeaceError as e: raise PeaceError(f"{record}: {e}") from None
     scores = predict_signals(loaded, x[None], mask[None])[0]
-    return {"record": str(record), "fs": float(fs), "seconds": signal.shape[-1] / fs, "leads": [l for l, m in zip(LEADS, mask) if m],
-            "quality": quality(raw, present, fs), "probabilities": {l: round(float(s), 4) for l, s in zip(loaded.labels, scores)}}
+    return {"record": str(record), "fs": float(fs), "seconds": signal.shape[-1] / fs, "leads": [l for l, m in zip(loaded.spec.leads, mask) if m],
+            "quality": quality_text(flags), "probabilities": {l: round(float(s), 4) for l, s in zip(loaded.labels, scores)}}
 
 # %% ../nbs/90_cli.ipynb #cb94c478
 def _show(found:dict, top:int|None=None):
@@ -76,7 +76,7 @@ def _show(found:dict, top:int|None=None):
         print(f"  {label:6} {p:7.3f}  {LABEL_TABLE.loc[label, 'name']}")
     print("Research software, no medical device: probabilities are a network's scores, not diagnoses.")
 
-# %% ../nbs/90_cli.ipynb #b312ddfc
+# %% ../nbs/90_cli.ipynb #da7dbaf9
 def _plot(record:Path, found:dict, out:Path, top:int=3):
     "The ECG on ECG paper, with the top findings above it."
     import matplotlib
@@ -87,7 +87,7 @@ def _plot(record:Path, found:dict, out:Path, top:int=3):
     signal, names, fs = read_record(record)
     x, mask = select_leads(signal, names)
     best = sorted(found["probabilities"].items(), key=lambda kv: -kv[1])[:top]
-    fig = plot_ecg(x[:, :int(10 * fs)], fs, mask=mask, title=f"{Path(record).name}   " + "   ".join(f"{l} {p:.2f}" for l, p in best))
+    fig = plot_ecg(x, fs, mask=mask, title=Path(record).name, findings=["   ".join(f"{l} {p:.2f}" for l, p in best)])
     tmp = out.with_name(out.name + ".tmp.png")
     fig.savefig(tmp, dpi=150, bbox_inches="tight")
     os.replace(tmp, out)
@@ -103,14 +103,14 @@ def predict(record:Annotated[Path, typer.Argument(help="A WFDB record, path with
     if as_json: print(json.dumps(found, indent=1))
     else: _show(found)
 
-# %% ../nbs/90_cli.ipynb #19a0e61e
+# %% ../nbs/90_cli.ipynb #4808dec9
 def evaluate_cohort(name:str, root:Path|str, model:Path|str, n_boot:int=1000, jobs:int=2, store:Path|str|None=None) -> tuple:
     "Score a checkpoint on a cohort: `(table of metrics, counts)`. The prepared signals are kept in `store` if given."
     import numpy as np
     from peace_nb.data.cohorts import load_cohort
     from peace_nb.data.store import SignalStore
     from peace_nb.evaluation.metrics import summarise
-    from peace_nb.training.trainer import load_model, predict_store
+    from peace_nb.training.checkpoint import load_model, predict_store
     loaded, cohort = load_model(model), load_cohort(name, root)
     with tempfile.TemporaryDirectory() as scratch:
         built = SignalStore.build(cohort, loaded.spec, Path(store or scratch) / name, jobs=jobs)
@@ -130,6 +130,18 @@ def evaluate(name:Annotated[str, typer.Argument(help="mimic-iv-ecg, ptb-xl or zz
     shown = table[table["scored"]].drop(columns=["scored", "reason"], errors="ignore")
     print(shown.to_string(index=False, float_format=lambda v: f"{v:.3f}"))
     for _, row in table[~table["scored"].astype(bool)].iterrows(): print(f"not scored: {row['label']} ({row['reason']})")
+
+# %% ../nbs/90_cli.ipynb #127d65ef
+@app.command()
+def describe(out:Annotated[Path, typer.Argument(help="YAML file for the drafts.")],
+             labels:Annotated[Optional[list[str]], typer.Option("--label", help="Labels to describe; all where not given.")]=None,
+             population:Annotated[str, typer.Option(help="adult, or an age band of the knowledge notebook.")]="adult",
+             model:Annotated[str, typer.Option(help="Name of the Gemini model.")]="gemini-2.5-flash"):
+    "Draft descriptors with Gemini, for review by hand (needs the extra named gemini and a key in the environment)."
+    from peace_nb.data import knowledge
+    from peace_nb.data.labels import LABELS
+    drafts = knowledge.describe(out, tuple(labels or LABELS), population=population, model=model)
+    print(f"{len(drafts)} drafts in {out}, prompts and answers beside it; none is used before it has been reviewed and moved into knowledge.yaml.")
 
 # %% ../nbs/90_cli.ipynb #8df07b69
 def main():

@@ -7,14 +7,14 @@ __all__ = ['SIGNAL', 'TRAIN', 'KNOWLEDGE', 'STAGES', 'PACKAGES', 'Stage', 'stage
            'source_state', 'environment', 'file_digest', 'write_json', 'run_notebook', 'step_name', 'run_step',
            'build_paper', 'products', 'require', 'read_split', 'render_readme', 'write_readme']
 
-# %% ../nbs/80_pipeline.ipynb #ea8cf098
+# %% ../nbs/80_pipeline.ipynb #9b21fa6e
 import contextlib, hashlib, importlib.metadata, json, os, platform, re, subprocess, sys, threading, time
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from types import SimpleNamespace
 import psutil
-from .settings import PeaceError, Profile, data_kind, load_profile, project_root
+from .settings import PeaceError, Profile, ROOTS, data_kind, data_root, load_profile, project_root
 
 # %% ../nbs/80_pipeline.ipynb #606036af
 SIGNAL = ("fs", "seconds", "band_low", "band_high")
@@ -189,11 +189,11 @@ def _snakemake(profile:str, cores:int, targets, extra=()) -> list[str]:
     return [sys.executable, "-m", "snakemake", "--snakefile", str(project_root() / "paper" / "Snakefile"), "--directory", str(build_dir(profile)),
             "--cores", str(cores), "--config", f"profile={profile}", "--rerun-incomplete", "--nolock", "--quiet", "all", *extra, "--", *targets]
 
-# %% ../nbs/80_pipeline.ipynb #71c0ebc0
+# %% ../nbs/80_pipeline.ipynb #074261af
 def build_paper(profile:str="demo", cores:int=2, targets=()) -> Path:
     "Build the paper of `profile`, or only `targets` (paths below its build folder); returns the build folder. Raises `PeaceError` where a step fails."
     from filelock import FileLock, Timeout
-    load_profile(profile)
+    for cohort in ROOTS: data_root(load_profile(profile), cohort)   # a fault in a root is told before any work
     build = build_dir(profile)
     build.mkdir(parents=True, exist_ok=True)
     try:

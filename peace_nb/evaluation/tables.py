@@ -32,9 +32,9 @@ def reported_auroc(method:str,    # as in our tables, "PEACE"
     if version == "v1": return reported["headline"]["v1"].get(key) if method == "PEACE" else None
     return (reported["table_transfer"].get(method) or {}).get(key)
 
-# %% ../../nbs/evaluation/46_tables.ipynb #040bf9c9
+# %% ../../nbs/evaluation/46_tables.ipynb #264b0856
 def number(value:float|None, lo:float|None=None, hi:float|None=None) -> str:
-    "A share as percent with its interval: `81.7 (79.0-84.1)`; `n/a` where it could not be computed."
+    "A share as percent with its interval: `72.5 (70.1-74.8)`; `n/a` where it could not be computed."
     missing = lambda v: v is None or (isinstance(v, float) and math.isnan(v))
     if missing(value): return "n/a"
     return f"{100 * value:.1f}" + ("" if missing(lo) or missing(hi) else f" ({100 * lo:.1f}-{100 * hi:.1f})")
