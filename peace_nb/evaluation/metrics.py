@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['METRICS', 'FEW', 'Panel', 'panel', 'class_mass', 'mass_auroc', 'weighted_auroc', 'scorable', 'patient_weights',
            'mass_auprc', 'weighted_auprc', 'best_thresholds', 'fit_thresholds', 'weighted_decisions', 'draws',
-           'summarise', 'combine_seeds', 'bootstrap_auroc']
+           'unfitted_labels', 'summarise', 'combine_seeds', 'bootstrap_auroc']
 
 # %% ../../nbs/evaluation/40_metrics.ipynb #cf272b11
 from dataclasses import dataclass
@@ -180,18 +180,21 @@ def draws(
         for m, found in zip(("bacc", "f1"), weighted_decisions(p, thresholds, weights, who)): out[m][:, scored] = found[:, scored]
     return out
 
-# %% ../../nbs/evaluation/40_metrics.ipynb #176ba23a
+# %% ../../nbs/evaluation/40_metrics.ipynb #6355863b
 FEW = 5  # positive patients below which an interval is marked
 
 def _table(
-    counts: pd.DataFrame,  # from `scorable`
-    found: dict,           # metric -> (1 + R, K), the estimate first
+    counts: pd.DataFrame,      # from `scorable`
+    found: dict,               # metric -> (1 + R, K), the estimate first
+    unfitted: set=frozenset(), # labels whose threshold validation could not fit
 ) -> pd.DataFrame:
     "Counts, estimates and intervals of each label and their macro mean"
     use, k = counts["scored"].to_numpy(), len(counts)
     table = counts.reset_index()
-    few = use & (counts["pos_patients"].to_numpy() < FEW)
-    table.loc[few, "reason"] = [f"interval from {c} positive patients only" for c in counts.loc[few, "pos_patients"]]
+    for i in np.flatnonzero(use):
+        few, default = bool(counts["pos_patients"].iloc[i] < FEW), counts.index[i] in unfitted
+        notes = [f"interval from {counts['pos_patients'].iloc[i]} positive patients only"] * few + ["threshold 0.5, not fitted"] * default
+        table.loc[i, "reason"] = "; ".join(notes)
     none = "" if use.any() else "no label can be scored"
     macro = dict(label="macro", n=counts["n"].max(), n_pos=counts.loc[use, "n_pos"].sum(), n_neg=counts.loc[use, "n_neg"].sum(), patients=counts["patients"].max(),
                  pos_patients=counts.loc[use, "pos_patients"].sum(), scored=bool(use.any()), reason=none or f"mean of {use.sum()} of {k} labels")
@@ -204,7 +207,14 @@ def _table(
         table = table.assign(**{m: whole[0], names[0]: lo, names[1]: hi})
     return table[["label", "n", "n_pos", "n_neg", "patients", "pos_patients", "auroc", "lo", "hi", "auprc", "auprc_lo", "auprc_hi", "bacc", "bacc_lo", "bacc_hi", "f1", "f1_lo", "f1_hi", "scored", "reason"]]
 
-# %% ../../nbs/evaluation/40_metrics.ipynb #c718da10
+# %% ../../nbs/evaluation/40_metrics.ipynb #5d76aea9
+def unfitted_labels(
+    thresholds,  # a table of `fit_thresholds`, a list of them, or None
+) -> set:
+    "Labels for which some validation split had not both classes"
+    tables = [] if thresholds is None else [thresholds] if isinstance(thresholds, pd.DataFrame) else list(thresholds)
+    return {label for t in tables if "fitted" in t for label in t.index[~t["fitted"].astype(bool)]}
+
 def summarise(
     pred: pd.DataFrame,             # test predictions, long form
     thresholds: pd.DataFrame=None,  # from `fit_thresholds` on validation; without them no balanced accuracy and F1
@@ -217,9 +227,9 @@ def summarise(
     counts = scorable(p, min_pos)
     weights, who = patient_weights(p.patients, n_boot, seed)
     weights = np.hstack([np.ones((len(weights), 1)), weights])                # the estimate itself comes first
-    return _table(counts, draws(p, weights, who, counts["scored"].to_numpy(), thresholds))
+    return _table(counts, draws(p, weights, who, counts["scored"].to_numpy(), thresholds), unfitted_labels(thresholds))
 
-# %% ../../nbs/evaluation/40_metrics.ipynb #b865e6aa
+# %% ../../nbs/evaluation/40_metrics.ipynb #027efd9f
 def combine_seeds(
     preds: list,                # test predictions of each seed
     thresholds: list=None,      # of each seed, from its own validation predictions
@@ -239,7 +249,7 @@ def combine_seeds(
     lost = counts[0]["scored"] & ~whole["scored"]
     whole.loc[lost, "reason"] = "not in every seed"
     found = [draws(q, weights, np.searchsorted(everyone, q.patients.astype(str)), whole["scored"].to_numpy(), t) for q, t in zip(panels, thresholds or [None] * len(panels))]
-    table = _table(whole, {m: np.mean([f[m] for f in found], axis=0) for m in METRICS})
+    table = _table(whole, {m: np.mean([f[m] for f in found], axis=0) for m in METRICS}, unfitted_labels(thresholds))
     use = whole["scored"].to_numpy()
     each = np.array([np.r_[f["auroc"][0], f["auroc"][0, use].mean() if use.any() else np.nan] for f in found])
     return table.assign(sd=each.std(0, ddof=1) if len(found) > 1 else np.nan, seeds=len(found))

@@ -45,7 +45,7 @@ def write_text(path, text):
     "Write a text file atomically"
     with replacing(path) as tmp: tmp.write_text(text, encoding="utf-8", newline="\n")
 
-# %% ../../nbs/training/30b_checkpoint.ipynb #870306fc
+# %% ../../nbs/training/30b_checkpoint.ipynb #58d994f3
 def write_tensors(
     path: Path,
     tensors: dict,     # name -> tensor
@@ -61,7 +61,7 @@ def read_tensors(
     "What `write_tensors` wrote; `PeaceError` names a file that is missing or damaged"
     if not Path(path).is_file(): raise PeaceError(f"{path} does not exist.")
     try:
-        with safe_open(path, "pt") as f: return {k: f.get_tensor(k) for k in f.keys()}, json.loads((f.metadata() or {}).get("info", "{}"))
+        with safe_open(path, "pt") as f: return {k: f.get_tensor(k).clone() for k in f.keys()}, json.loads((f.metadata() or {}).get("info", "{}"))
     except Exception as fault: raise PeaceError(f"{path} is not a readable safetensors file ({fault}).") from fault
 
 # %% ../../nbs/training/30b_checkpoint.ipynb #fcf5f2ee
