@@ -53,14 +53,14 @@ class CrossAttention(nn.Module):
         weights = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1)
         return self.out((weights @ v).transpose(1, 2).flatten(2)), weights
 
-# %% ../../nbs/models/12_label_query.ipynb #5a4fe8bc
+# %% ../../nbs/models/12_label_query.ipynb #8258c390
 class QueryBlock(nn.Module):
     "Pre-norm cross-attention and a small feed-forward network; no query ever sees another."
     def __init__(
         self,
         d: int,  # width
         heads: int,  # attention heads
-        ratio: int = 2,  # width of the feed-forward layer / d
+        ratio: int = 1,  # width of the feed-forward layer / d
         dropout: float = 0.0,  # on what the block adds
     ):
         super().__init__()
@@ -73,7 +73,7 @@ class QueryBlock(nn.Module):
         queries = queries + self.drop(read)
         return queries + self.drop(self.ffn(self.norm2(queries))), weights
 
-# %% ../../nbs/models/12_label_query.ipynb #1be1d3f0
+# %% ../../nbs/models/12_label_query.ipynb #0ee205d0
 class LabelQueryNetwork(nn.Module):
     "K queries, a few blocks, and for every label its own linear score."
     def __init__(
@@ -82,7 +82,7 @@ class LabelQueryNetwork(nn.Module):
         d: int = 128,  # width of queries and tokens
         depth: int = 1,  # blocks
         heads: int = 4,  # attention heads
-        ratio: int = 2,  # width of the feed-forward layer / d
+        ratio: int = 1,  # width of the feed-forward layer / d
         dropout: float = 0.0,  # on what each block adds
         queries: torch.Tensor | None = None,  # (K, d) starting queries; None: random ones
     ):
