@@ -73,7 +73,7 @@ def weighted_auroc(truth, score, weights, who=None) -> np.ndarray:  # (R,)
     "AUROC of each weighting of the same records; arguments as for `class_mass`"
     return mass_auroc(*class_mass(truth, score, weights, who))
 
-# %% ../../nbs/evaluation/40_metrics.ipynb #659d22e2
+# %% ../../nbs/evaluation/40_metrics.ipynb #7c8d3457
 def scorable(
     p: Panel,
     min_pos: int=1,  # positives and negatives a label needs
@@ -83,8 +83,10 @@ def scorable(
     for k in range(len(p.labels)):
         y = p.truth[:, k]; known = ~np.isnan(y)
         n_pos, n_neg = int((y == 1).sum()), int((y == 0).sum())
-        reason = "no record has a known truth" if not known.any() else f"{n_pos} positives" if n_pos < min_pos else f"{n_neg} negatives" if n_neg < min_pos else ""
-        rows.append(dict(n=int(known.sum()), n_pos=n_pos, n_neg=n_neg, patients=len(set(p.patients[known])), pos_patients=len(set(p.patients[y == 1])), scored=not reason, reason=reason))
+        short = [f"{count} {what}" for count, what in ((n_pos, "positives"), (n_neg, "negatives")) if count < min_pos]
+        reason = ", ".join(short) if known.any() else "no record has a known truth"
+        rows.append(dict(n=int(known.sum()), n_pos=n_pos, n_neg=n_neg, patients=len(set(p.patients[known])),
+                         pos_patients=len(set(p.patients[y == 1])), scored=not reason, reason=reason))
     return pd.DataFrame(rows, index=pd.Index(p.labels, name="label"))
 
 # %% ../../nbs/evaluation/40_metrics.ipynb #934932a7
@@ -98,12 +100,13 @@ def patient_weights(
     w = np.random.default_rng(seed).standard_exponential((len(ids), n_boot))
     return w * (len(ids) / w.sum(0)), who
 
-# %% ../../nbs/evaluation/40_metrics.ipynb #a56aeb29
+# %% ../../nbs/evaluation/40_metrics.ipynb #eff9aec5
 def mass_auprc(pos, neg) -> np.ndarray:  # (R,)
     "Average precision from `class_mass`; NaN where the positives have no weight"
     down = lambda x: np.cumsum(x[::-1], axis=0)
     tp, fp = down(pos), down(neg)[1::2]       # found when the threshold falls to each positive score, ties included
-    with np.errstate(invalid="ignore"): return np.einsum("mr,mr->r", pos[::-1], tp / (tp + fp)) / tp[-1] if len(pos) else np.full(pos.shape[1], np.nan)
+    if not len(pos): return np.full(pos.shape[1], np.nan)
+    with np.errstate(invalid="ignore"): return np.einsum("mr,mr->r", pos[::-1], tp / (tp + fp)) / tp[-1]
 
 def weighted_auprc(truth, score, weights, who=None) -> np.ndarray:  # (R,)
     "Average precision of each weighting; arguments as for `class_mass`"
@@ -180,7 +183,7 @@ def draws(
         for m, found in zip(("bacc", "f1"), weighted_decisions(p, thresholds, weights, who)): out[m][:, scored] = found[:, scored]
     return out
 
-# %% ../../nbs/evaluation/40_metrics.ipynb #6355863b
+# %% ../../nbs/evaluation/40_metrics.ipynb #d87b2358
 FEW = 5  # positive patients below which an interval is marked
 
 def _table(
@@ -196,8 +199,8 @@ def _table(
         notes = [f"interval from {counts['pos_patients'].iloc[i]} positive patients only"] * few + ["threshold 0.5, not fitted"] * default
         table.loc[i, "reason"] = "; ".join(notes)
     none = "" if use.any() else "no label can be scored"
-    macro = dict(label="macro", n=counts["n"].max(), n_pos=counts.loc[use, "n_pos"].sum(), n_neg=counts.loc[use, "n_neg"].sum(), patients=counts["patients"].max(),
-                 pos_patients=counts.loc[use, "pos_patients"].sum(), scored=bool(use.any()), reason=none or f"mean of {use.sum()} of {k} labels")
+    macro = {"label": "macro", **counts[["n", "patients"]].max(), **counts.loc[use, ["n_pos", "n_neg", "pos_patients"]].sum(),
+             "scored": bool(use.any()), "reason": none or f"mean of {use.sum()} of {k} labels"}
     table = pd.concat([table, pd.DataFrame([macro])], ignore_index=True)
     for m in METRICS:
         mean = found[m][:, use].mean(1, keepdims=True) if use.any() else np.full((len(found[m]), 1), np.nan)
@@ -205,7 +208,7 @@ def _table(
         lo, hi = np.quantile(whole[1:], [0.025, 0.975], axis=0) if len(whole) > 1 else np.full((2, k + 1), np.nan)
         names = ("lo", "hi") if m == "auroc" else (f"{m}_lo", f"{m}_hi")
         table = table.assign(**{m: whole[0], names[0]: lo, names[1]: hi})
-    return table[["label", "n", "n_pos", "n_neg", "patients", "pos_patients", "auroc", "lo", "hi", "auprc", "auprc_lo", "auprc_hi", "bacc", "bacc_lo", "bacc_hi", "f1", "f1_lo", "f1_hi", "scored", "reason"]]
+    return table[[c for c in table if c not in ("scored", "reason")] + ["scored", "reason"]]
 
 # %% ../../nbs/evaluation/40_metrics.ipynb #5d76aea9
 def unfitted_labels(
@@ -229,7 +232,7 @@ def summarise(
     weights = np.hstack([np.ones((len(weights), 1)), weights])                # the estimate itself comes first
     return _table(counts, draws(p, weights, who, counts["scored"].to_numpy(), thresholds), unfitted_labels(thresholds))
 
-# %% ../../nbs/evaluation/40_metrics.ipynb #027efd9f
+# %% ../../nbs/evaluation/40_metrics.ipynb #b8303c06
 def combine_seeds(
     preds: list,                # test predictions of each seed
     thresholds: list=None,      # of each seed, from its own validation predictions
@@ -241,14 +244,16 @@ def combine_seeds(
     panels = [panel(pred) for pred in preds]
     if not panels: raise PeaceError("there are no predictions to combine.")
     if len({q.labels for q in panels}) > 1: raise PeaceError("the seeds' predictions are of different labels.")
-    if thresholds is not None and len(thresholds) != len(panels): raise PeaceError(f"{len(panels)} predictions but {len(thresholds)} sets of thresholds.")
+    if thresholds is not None and len(thresholds) != len(panels):
+        raise PeaceError(f"{len(panels)} predictions but {len(thresholds)} sets of thresholds.")
     everyone = np.unique(np.concatenate([q.patients.astype(str) for q in panels]))
     weights = np.hstack([np.ones((len(everyone), 1)), patient_weights(everyone, n_boot, seed)[0]])
     counts = [scorable(q, min_pos) for q in panels]
     whole = counts[0].assign(scored=np.all([c["scored"] for c in counts], axis=0))
     lost = counts[0]["scored"] & ~whole["scored"]
     whole.loc[lost, "reason"] = "not in every seed"
-    found = [draws(q, weights, np.searchsorted(everyone, q.patients.astype(str)), whole["scored"].to_numpy(), t) for q, t in zip(panels, thresholds or [None] * len(panels))]
+    who = [np.searchsorted(everyone, q.patients.astype(str)) for q in panels]
+    found = [draws(q, weights, w, whole["scored"].to_numpy(), t) for q, w, t in zip(panels, who, thresholds or [None] * len(panels))]
     table = _table(whole, {m: np.mean([f[m] for f in found], axis=0) for m in METRICS}, unfitted_labels(thresholds))
     use = whole["scored"].to_numpy()
     each = np.array([np.r_[f["auroc"][0], f["auroc"][0, use].mean() if use.any() else np.nan] for f in found])

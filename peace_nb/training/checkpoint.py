@@ -122,7 +122,7 @@ class Model:
     labels: tuple           # what its outputs stand for, in order
     meta: dict = field(default_factory=dict)  # facts for the reader
 
-# %% ../../nbs/training/30b_checkpoint.ipynb #ce7131bf
+# %% ../../nbs/training/30b_checkpoint.ipynb #180bb14f
 def load_weights(
     method: nn.Module,
     tensors: dict,        # name -> tensor
@@ -134,9 +134,12 @@ def load_weights(
     reshaped = [k for k in own if k in tensors and own[k].shape != tensors[k].shape]
     report = dict(loaded=[k for k in own if k in tensors and k not in reshaped], missing=[k for k in own if k not in tensors],
                   unexpected=[k for k in tensors if k not in own], reshaped=reshaped)
-    if not report["loaded"]: raise PeaceError(f"{source} share no tensor with the model (first name there {min(tensors, default='none')!r}, here {min(own)!r}): nothing was loaded.")
+    if not report["loaded"]:
+        names = f"first name there {min(tensors, default='none')!r}, here {min(own)!r}"
+        raise PeaceError(f"{source} share no tensor with the model ({names}): nothing was loaded.")
     for kind in ("missing", "unexpected", "reshaped"):
-        if report[kind] and not partial: raise PeaceError(f"{source} do not fit the model: {len(report[kind])} tensors are {kind}, first {report[kind][0]!r}.")
+        if report[kind] and not partial:
+            raise PeaceError(f"{source} do not fit the model: {len(report[kind])} tensors are {kind}, first {report[kind][0]!r}.")
     method.load_state_dict({k: tensors[k] for k in report["loaded"]}, strict=False)
     return report
 
@@ -189,7 +192,7 @@ def read_facts(
     if facts["format"] != 1: raise PeaceError(f"{path} has format {facts['format']}, and this version of peace_nb reads format 1.")
     return facts
 
-# %% ../../nbs/training/30b_checkpoint.ipynb #24b46747
+# %% ../../nbs/training/30b_checkpoint.ipynb #00476beb
 def load_model(
     folder,              # of a checkpoint
     labels: tuple=None,  # the labels that are expected; any where not given
@@ -198,14 +201,15 @@ def load_model(
     folder, facts = Path(folder), read_facts(folder)
     if labels is not None: check_labels(facts["labels"], labels, folder)
     tensors, _ = read_tensors(folder / "model.safetensors")
-    if tensor_hash(tensors) != facts["weights"]: raise PeaceError(f"{folder / 'model.safetensors'} does not belong to the model.json beside it: its hash differs.")
+    if tensor_hash(tensors) != facts["weights"]:
+        raise PeaceError(f"{folder / 'model.safetensors'} does not belong to the model.json beside it: its hash differs.")
     method = build_method(**facts["config"])
     check_labels(method.labels, facts["labels"], folder / "model.json")
     report = load_weights(method, tensors, source=str(folder / "model.safetensors"))
     meta = {**facts.get("meta", {}), "name": facts.get("name", method.name), "versions": facts.get("versions", {}), "loaded": len(report["loaded"])}
     return Model(method.eval(), SignalSpec.from_dict(facts["spec"]), Normaliser.from_dict(facts["normaliser"]), tuple(facts["labels"]), meta)
 
-# %% ../../nbs/training/30b_checkpoint.ipynb #9a067f5f
+# %% ../../nbs/training/30b_checkpoint.ipynb #4063b0d1
 def predict_signals(
     model: Model,
     signals: np.ndarray,      # (B, 12, n) float32 mV, prepared with `model.spec`
@@ -216,7 +220,8 @@ def predict_signals(
     signals = np.asarray(signals, np.float32)
     mask = np.ones(signals.shape[:2], bool) if mask is None else np.asarray(mask, bool)
     want = (len(model.spec.leads), model.spec.n)
-    if signals.ndim != 3 or signals.shape[1:] != want: raise PeaceError(f"signals have shape {signals.shape}; the model wants (B, {want[0]}, {want[1]}).")
+    if signals.ndim != 3 or signals.shape[1:] != want:
+        raise PeaceError(f"signals have shape {signals.shape}; the model wants (B, {want[0]}, {want[1]}).")
     x = model.normaliser.apply(signals, mask)
     items = [dict(signals=torch.from_numpy(s), mask=torch.from_numpy(m.astype("float32"))) for s, m in zip(x, mask)]
     return expit(predict_logits(model.method, items, batch_size))

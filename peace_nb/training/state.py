@@ -17,7 +17,7 @@ from torch import nn
 
 from .checkpoint import tensor_hash, write_text
 
-# %% ../../nbs/training/30c_state.ipynb #eb0a7757
+# %% ../../nbs/training/30c_state.ipynb #10b35e32
 def seed_everything(
     seed: int,
 ):
@@ -28,8 +28,8 @@ def seed_everything(
 def deterministic():
     "Deterministic kernels inside the block, the previous choice after it"
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    was, warn, bench = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(), torch.backends.cudnn.benchmark
-    fill = torch.utils.deterministic.fill_uninitialized_memory
+    was, warn = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    bench, fill = torch.backends.cudnn.benchmark, torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True); torch.backends.cudnn.benchmark = False
     torch.utils.deterministic.fill_uninitialized_memory = False   # a debugging aid that costs time: we do not read uninitialised memory
     try: yield
@@ -37,14 +37,15 @@ def deterministic():
         torch.use_deterministic_algorithms(was, warn_only=warn); torch.backends.cudnn.benchmark = bench
         torch.utils.deterministic.fill_uninitialized_memory = fill
 
-# %% ../../nbs/training/30c_state.ipynb #159418a0
+# %% ../../nbs/training/30c_state.ipynb #89fc7dea
 def rng_state() -> dict:  # name -> integer tensor
     "The states of all global random generators, as tensors"
     _, keys, place, has_gauss, gauss = np.random.get_state()
     version, words, gauss_next = random.getstate()
-    state = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(keys.astype("int64")),
+    spare = float("inf") if gauss_next is None else gauss_next       # the second half of a pair of normal numbers, if one is waiting
+    state = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(keys.astype("int64")), "python": torch.tensor(words, dtype=torch.int64),
              "numpy_extra": torch.tensor([place, has_gauss, gauss], dtype=torch.float64),
-             "python": torch.tensor(words, dtype=torch.int64), "python_extra": torch.tensor([version, float("inf") if gauss_next is None else gauss_next], dtype=torch.float64)}
+             "python_extra": torch.tensor([version, spare], dtype=torch.float64)}
     if torch.cuda.is_available(): state["cuda"] = torch.cuda.get_rng_state()
     return state
 
@@ -54,8 +55,8 @@ def set_rng_state(
     "Put all global random generators back"
     place, has_gauss, gauss = state["numpy_extra"].tolist()
     np.random.set_state(("MT19937", state["numpy"].numpy().astype("uint32"), int(place), int(has_gauss), gauss))
-    version, gauss_next = state["python_extra"].tolist()
-    random.setstate((int(version), tuple(state["python"].tolist()), None if gauss_next == float("inf") else gauss_next))
+    version, spare = state["python_extra"].tolist()
+    random.setstate((int(version), tuple(state["python"].tolist()), None if spare == float("inf") else spare))
     torch.set_rng_state(state["torch"])
     if "cuda" in state and torch.cuda.is_available(): torch.cuda.set_rng_state(state["cuda"])
 
