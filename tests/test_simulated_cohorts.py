@@ -57,6 +57,30 @@ def test_signals_by_name(home):
             assert np.abs(x[4] - (x[0] - x[2]) / 2).max() < .02
 
 
+@pytest.mark.parametrize("layout", sc.LAYOUTS)
+def test_samples_within_half_a_step(tmp_path, monkeypatch, layout):
+    "What wfdb reads is what was simulated, within half a least significant bit, and headers vouch for their files."
+    real, kept = sc._simulate, []
+    def keep(*a):
+        for rows, sim, written in real(*a):
+            kept.append((rows, sim)); yield rows, sim, written
+    monkeypatch.setattr(sc, "_simulate", keep)
+    sc.write_simulated_cohort(layout, tmp_path / "c", 4, seed=3, max_records=2, rates=(500,), damaged=.5)
+    table = load_cohort(layout, tmp_path / "c").table
+    assert len(table) == sum(len(rows) for rows, _ in kept)
+    for rows, sim in kept:
+        for i, r in enumerate(rows.itertuples()):
+            record = {"ptb-xl": lambda: str(r.Index + 1), "zzu-pecg": lambda: f"P{r.patient + 1:05d}_E{r.visit + 1:02d}",
+                      "mimic-iv-ecg": lambda: str(40_000_000 + sc._scramble(r.Index, 9_999_991, 6_291_469))}[layout]()
+            stem = str(tmp_path / "c" / table.path[record])
+            rec, raw = wfdb.rdrecord(stem), wfdb.rdrecord(stem, physical=False)
+            assert raw.checksum == raw.calc_checksum() and raw.init_value == list(raw.d_signal[0])
+            order = [[n.upper() for n in sc.LEADS].index(n.upper()) for n in rec.sig_name]
+            meant = np.nan_to_num(sim.signals[i]) if layout == "ptb-xl" else sim.signals[i]
+            off = np.abs(rec.p_signal.T - meant[order]) * np.reshape(rec.adc_gain, (-1, 1))
+            assert np.nanmax(off) <= .5 + 1e-6 and (np.isnan(rec.p_signal.T) == np.isnan(meant[order])).all()
+
+
 def test_nine_leads_and_days(home):
     cohort = load_cohort("zzu-pecg", home / "zzu-pecg")
     nine = cohort.table.index[cohort.table.leads == 9]

@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['ABSENT', 'ZZU_BANDS', 'MIMIC_RECORDS', 'PTBXL_RECORDS', 'ZZU_RECORDS', 'ZZU_SECONDS', 'LAYOUTS', 'RAIL_MV',
-           'MIMIC_LEADS', 'UPPER', 'NINE', 'PTBXL_COLUMNS', 'ZZU_COLUMNS', 'MARKER', 'TRUTH', 'digitise', 'header',
-           'write_record', 'roster', 'spoil_lead', 'rail', 'CohortSettings', 'own_gain', 'write_simulated_cohort',
-           'folder_hash']
+           'ELECTRODE_LEADS', 'MIMIC_LEADS', 'UPPER', 'NINE', 'PTBXL_COLUMNS', 'ZZU_COLUMNS', 'MARKER', 'TRUTH',
+           'digitise', 'header', 'write_record', 'roster', 'spoil_lead', 'rail', 'CohortSettings', 'own_gain',
+           'write_simulated_cohort', 'folder_hash']
 
-# %% ../../nbs/data/03b_simulated_cohorts.ipynb #5d09add7
+# %% ../../nbs/data/03b_simulated_cohorts.ipynb #27f2298c
 import hashlib, json, os, shutil, sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
-from functools import partial
+from functools import lru_cache, partial
 from importlib.resources import files
 from multiprocessing import get_context
 from pathlib import Path
@@ -150,7 +150,7 @@ def roster(
     if layout == "ptb-xl": return _adult_roster(rng, n_patients, PTBXL_RECORDS, most, 59, 17, 1984, 16)
     return _child_roster(rng, n_patients, ZZU_RECORDS, most)
 
-# %% ../../nbs/data/03b_simulated_cohorts.ipynb #efa050b0
+# %% ../../nbs/data/03b_simulated_cohorts.ipynb #9be989bf
 RAIL_MV = 26.6
 
 def spoil_lead(signals, rows, rng):
@@ -162,14 +162,19 @@ def spoil_lead(signals, rows, rng):
             a = rng.integers(0, T // 2)
             signals[i, lead, a:a + rng.integers(T // 10, T // 2)] = np.nan
 
+ELECTRODE_LEADS = np.zeros((9, 12))   # what one millivolt at RA, LA, LL, V1 … V6 does to each lead
+ELECTRODE_LEADS[:3, :6] = [[-1, -1, 0, 1, -.5, -.5], [1, 0, -1, -.5, 1, -.5], [0, 1, 1, -.5, -.5, 1]]
+ELECTRODE_LEADS[:3, 6:] = -1 / 3      # Wilson's central terminal
+ELECTRODE_LEADS[3:, 6:] = np.eye(6)
+
 def rail(signals, rows, fs, rng):
-    "Electrode trouble that saturates the amplifier at ±26.6 mV, in one to three leads of each of the given rows, in place."
+    "One or two electrodes of each of the given rows come loose and drive the amplifier into its rail at ±26.6 mV, in place."
     t = np.arange(signals.shape[-1]) / fs
     for i in rows:
-        for lead in rng.choice(12, rng.integers(1, 4), replace=False):
+        for electrode in rng.choice(9, rng.integers(1, 3), replace=False):
             at, peak, decay = rng.uniform(0, t[-1]), rng.choice([-1, 1]) * rng.uniform(30, 70), rng.uniform(.08, .5)
-            since = t - at
-            signals[i, lead] += peak * np.exp(-np.abs(since) / np.where(since > 0, decay, .01))
+            jump = peak * np.exp(-np.abs(t - at) / np.where(t > at, decay, .01))   # a sudden jump, a slow recovery
+            signals[i] += np.outer(ELECTRODE_LEADS[electrode], jump)
     np.clip(signals, -RAIL_MV, RAIL_MV, out=signals)
 
 # %% ../../nbs/data/03b_simulated_cohorts.ipynb #7e2745ec
@@ -326,7 +331,7 @@ def _zzu_tables(root, rows):
 
 _WRITERS = {"mimic-iv-ecg": (_mimic_records, _mimic_tables), "ptb-xl": (_ptbxl_records, _ptbxl_tables), "zzu-pecg": (_zzu_records, _zzu_tables)}
 
-# %% ../../nbs/data/03b_simulated_cohorts.ipynb #9ff9971c
+# %% ../../nbs/data/03b_simulated_cohorts.ipynb #035df7db
 MARKER, TRUTH = "SIMULATED.json", "simulated_truth.csv"
 
 def _truth_table(root, rows):
@@ -343,6 +348,7 @@ def _modules(module, found):
         if name.startswith("peace_nb.data.") and name in sys.modules: _modules(sys.modules[name], found)
     return found
 
+@lru_cache
 def _code_hash() -> str:
     "Hash of the code and tables that decide what is written: a half-written cohort of other code is not continued."
     paths = [Path(m.__file__) for m in _modules(phrases, _modules(simulator, {})).values()]
