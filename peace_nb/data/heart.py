@@ -65,7 +65,7 @@ def lead_field(rng, n, adult=True):
     L[:, 2:] += np.clip(change, -.8, .8)
     return L * rng.lognormal(0, .06, (n, 8, 1)) * rng.lognormal(0, .05, (n, 1, 3))
 
-# %% ../../nbs/data/03a_heart.ipynb #b90dc2c7
+# %% ../../nbs/data/03a_heart.ipynb #dedeff29
 def draw_patients(rng, n, population="adult", age_days=None):
     "People: age, sex, the way the heart lies, the size of their voltages; a dict of arrays `(n, ...)`"
     child = population == "child"
@@ -76,8 +76,8 @@ def draw_patients(rng, n, population="adult", age_days=None):
     p = dict(age_days=age, years=age / 365.25, sex=np.where(rng.random(n) < .5, "F", "M"), child=np.full(n, child))
     p["risk"] = rng.normal(0, .8, n) + (np.zeros(n) if child else (p["years"] - 55) / 22)
     p["lead_field"] = lead_field(rng, n, not child)
-    p["spin"], p["yaw"], p["roll"] = rng.normal(0, 20, n), rng.normal(0, 16, n), rng.normal(0, 8, n)
-    p["gain"] = np.exp(rng.normal(0, .22, n)) * np.where(p["sex"] == "F", .92, 1.04)
+    p["spin"], p["yaw"], p["roll"] = rng.normal(0, 13 if child else 20, n), rng.normal(0, 10 if child else 16, n), rng.normal(0, 6 if child else 8, n)
+    p["gain"] = np.exp(rng.normal(0, .14 if child else .22, n)) * np.where(p["sex"] == "F", .92, 1.04)
     p["shape"] = rng.normal(0, 1, (n, 16))     # habits of this heart that stay from one recording to the next
     p["vector"] = rng.normal(0, 1, (n, 12, 3))
     return p
@@ -227,7 +227,7 @@ def sample_waves(w: Waves, start, stop, L, fs=500, blur=0.0):
     amp = np.einsum("nlx,nwx->nwl", L, w.vector).astype(np.float32)
     return np.matmul(g.transpose(0, 2, 1), amp)
 
-# %% ../../nbs/data/03a_heart.ipynb #2e8cdadd
+# %% ../../nbs/data/03a_heart.ipynb #39468c4a
 def _vec(*columns): return np.stack(np.broadcast_arrays(*columns), -1).astype(float)
 
 def atrial_waves(rng, p, c, iv, ectopic=False):
@@ -243,7 +243,7 @@ def atrial_waves(rng, p, c, iv, ectopic=False):
         ra, la = np.einsum("nxy,ny->nx", turn, ra), np.einsum("nxy,ny->nx", turn, la)
     gap = .36 + .08 * c["la_enlarged"]
     centre = np.stack([.34 * d, (.34 + gap) * d], 1)
-    width = np.stack([.155 * d, .165 * d], 1)
+    width = np.stack([.155 * d, .165 * d], 1) * np.where(p["child"], 1.25, 1)[:, None]
     return Waves(centre, width, width, np.stack([ra, la], 1))
 
 # %% ../../nbs/data/03a_heart.ipynb #ad7f6978
@@ -251,7 +251,7 @@ QRS_CENTRE = np.array([.13, .27, .455, .61, .76])      # septum, apex, free wall
 QRS_WIDTH  = np.array([.070, .080, .088, .080, .075])
 ADULT_QRS  = np.array([[-.05, -.01, -.17], [.22, .10, -.20], [1.38, .64, .50], [.20, .13, .58], [-.18, -.03, .22]])
 
-# %% ../../nbs/data/03a_heart.ipynb #be66539c
+# %% ../../nbs/data/03a_heart.ipynb #7aa42336
 def _child_fronts(q):
     "Five arrows from five numbers: R and S of V1, R and S of V6 (mV) and the frontal axis (degrees)"
     r1, s1, r6, s6, axis = q
@@ -260,7 +260,7 @@ def _child_fronts(q):
     c = s6 * np.array([-1.1, .1, .35])                                      # right ventricle's base, last
     down = .45 + .25 * r6                                                   # net force to the feet
     right = down * np.cos(np.deg2rad(axis)) / np.sin(np.deg2rad(max(axis, 20))) / .75 - (a[0] + b[0] + c[0])
-    a[0] += .5 * right; c[0] += .5 * right
+    a[0] += .4 * right; c[0] += .6 * right
     return np.array([[-.04, -.03, -.12], a, [b[0], down - a[1] - c[1], b[1]], c, [0, 0, 0]])
 
 def _child_measures(v):
@@ -291,7 +291,7 @@ def mean_fronts(p):
     x, mid = np.log(p["age_days"] + .3), np.log(np.sqrt((AGE_EDGES[:-1] + .3) * (AGE_EDGES[1:] + .3)))
     return np.stack([np.interp(x, mid, row) for row in child_qrs().reshape(len(mid), -1).T], 1).reshape(-1, 5, 3)
 
-# %% ../../nbs/data/03a_heart.ipynb #ff324b43
+# %% ../../nbs/data/03a_heart.ipynb #29dbdccd
 def ventricular_waves(rng, p, c, iv):
     "Depolarisation as five moving fronts, then bent by hypertrophy, block, pre-excitation and scar; returns `Waves` (QRS and ST)"
     n, k, s = len(iv["rr"]), p["vector"], p["shape"]
@@ -301,7 +301,7 @@ def ventricular_waves(rng, p, c, iv):
     core = np.where(slow[:, None], d, core)
     v = mean_fronts(p)
     v = v + .11 * k[:, 2:7] * np.linalg.norm(v, axis=-1, keepdims=True)**.5
-    v = v * np.exp(.18 * s[:, 6:11, None])
+    v = v * np.exp((.12 if p["child"].all() else .18) * s[:, 6:11, None])
     age_spin = np.where(p["child"], 0, -.30 * (p["years"] - 45))
     R = rotation(p["roll"], p["yaw"], p["spin"] + age_spin)
     v = np.einsum("nxy,nwy->nwx", R, v)
@@ -375,17 +375,17 @@ def scar(c, iv, v, centre, width):
     v[:, 2] = v[:, 2] + .25 * away
     return v, centre, width
 
-# %% ../../nbs/data/03a_heart.ipynb #fe7d548f
+# %% ../../nbs/data/03a_heart.ipynb #6371653c
 ADULT_T = np.array([.29, .15, -.19])
 
 def t_direction(p):
     "T vector of a healthy heart in mV: turns from back (V1–V3 inverted) to front during childhood and adolescence"
     y = p["years"]
     kid = p["child"]
-    front = np.where(kid, np.interp(y, [0, .008, .02, 3, 8, 12, 16], [-.12, -.05, .16, .14, .06, -.06, -.16]), ADULT_T[2] + .0010 * (y - 40))
-    left = np.where(kid, np.interp(y, [0, .01, .1, 5], [.10, .14, .22, .30]), ADULT_T[0] - .0008 * (y - 40))
+    front = np.where(kid, np.interp(y, [0, .008, .02, 3, 6, 10, 14, 16], [-.12, -.05, .24, .20, .12, .0, -.10, -.16]), ADULT_T[2] + .0010 * (y - 40))
+    left = np.where(kid, np.interp(y, [0, .01, .1, 5], [.12, .18, .30, .40]), ADULT_T[0] - .0008 * (y - 40))
     front = np.where(~kid & (p["sex"] == "F"), front * .6, front)
-    return _vec(left, np.where(kid, .18, ADULT_T[1]), front)
+    return _vec(left, np.where(kid, .22, ADULT_T[1]), front)
 
 # %% ../../nbs/data/03a_heart.ipynb #15f99d58
 def repolarisation(rng, p, c, iv, qrs_vector):

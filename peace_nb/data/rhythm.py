@@ -34,7 +34,7 @@ def sinus_times(rr, seconds, sarrh, z, u):
     if sarrh > 0: wave = wave + .25 * z[:n]
     return -2.0 + u[4] * rr + np.cumsum(rr * np.clip(1 + depth * wave + .008 * z[:n], .45, 1.9)) - rr
 
-# %% ../../nbs/data/03a_rhythm.ipynb #ec81f94a
+# %% ../../nbs/data/03a_rhythm.ipynb #3dea5be1
 def sinus_rhythm(b, t, pr, rr, c, z, u, seconds):
     "Conduct sinus beats, let premature beats in, and keep the pauses that follow them"
     inside = [i for i in range(1, len(t) - 1) if .3 < t[i] < seconds - .9]
@@ -44,7 +44,7 @@ def sinus_rhythm(b, t, pr, rr, c, z, u, seconds):
         if every: return set(inside[1 + int(8 * v) % every::every])
         k = 1 + int(4 * sev**3 * m / 10 + (v > .7))
         return {inside[int(x * m)] for x in u[8:8 + k]} if m else set()
-    if c["pvc"]: pvc = chosen(c["pvc"], u[5])
+    if c["pvc"]: pvc = chosen(c["pvc"], u[5]); pvc = {i for i in pvc if i - 1 not in pvc}
     if c["pac"]: pac = chosen(c["pac"], u[6]) - pvc
     early_v, early_a, reset = .42 + .3 * u[20], .50 + .32 * u[21], 0.0
     for i in range(len(t)):
