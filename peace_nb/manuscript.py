@@ -14,7 +14,7 @@ from .evaluation.tables import data_note
 from .pipeline import build_dir, environment, file_digest, write_json
 from .settings import PeaceError, load_profile, project_root
 
-# %% ../nbs/81_manuscript.ipynb #f681807d
+# %% ../nbs/81_manuscript.ipynb #d94ba791
 def collect_provenance(profile:str) -> dict:
     "Join the records of a build; a step that left no record is a fault."
     build = build_dir(profile)
@@ -22,10 +22,9 @@ def collect_provenance(profile:str) -> dict:
     if not records: raise PeaceError(f"{build / 'provenance'} holds no records: build the paper first.")
     stores = {p.parent.name: json.loads(p.read_text(encoding="utf-8")).get("fingerprint") for p in sorted((build / "stores").glob("*/store.json"))}
     tables = {p.name: file_digest(p) for p in sorted((build / "tables").glob("*.csv"))}
-    longest = sorted(records, key=lambda r: -r["seconds"])[:8]
     p = load_profile(profile)
     return {"profile": profile, "note": data_note(profile), "version": __version__, "simulated": p.adult_root == "simulated", "data": stores, "tables_sha256": tables,
-            "longest": [{k: r[k] for k in ("step", "seconds", "peak_memory_mb", "threads")} for r in longest], "steps": records, **environment()}
+            "steps": records, **environment()}
 
 # %% ../nbs/81_manuscript.ipynb #e012e80a
 def build_manuscript(profile:str) -> Path:

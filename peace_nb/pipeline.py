@@ -202,7 +202,7 @@ def _snakemake(profile:str, cores:int, targets, extra=()) -> list[str]:
     return [sys.executable, "-m", "snakemake", "--snakefile", str(project_root() / "paper" / "Snakefile"), "--directory", str(build_dir(profile)),
             "--cores", str(cores), "--config", f"profile={profile}", "--rerun-incomplete", "--nolock", "--quiet", "all", *extra, "--", *targets]
 
-# %% ../nbs/80_pipeline.ipynb #80b7b01a
+# %% ../nbs/80_pipeline.ipynb #6ac891d4
 def build_paper(profile:str="demo", cores:int=2, targets=()) -> Path:
     "Build the paper of `profile`, or only `targets` (paths below its build folder); returns the build folder. Raises `PeaceError` where a step fails."
     from filelock import FileLock, Timeout
@@ -211,6 +211,7 @@ def build_paper(profile:str="demo", cores:int=2, targets=()) -> Path:
     build.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(build / ".lock", timeout=0):
+            if not targets: print(f"Profile {profile}: about {load_profile(profile).expected_minutes} minutes from nothing on the machine it is meant for; finished steps are kept.", flush=True)
             # the steps call `peace-nb`, which stands beside this interpreter
             env = {**os.environ, LAUNCHER: f"{os.getpid()}:{psutil.Process().create_time()}", "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])}
             if subprocess.run(_snakemake(profile, cores, targets), env=env).returncode:

@@ -14,11 +14,12 @@ from pathlib import Path
 class PeaceError(ValueError):
     "A fault a user can mend: its message is one sentence that names the file, key or record."
 
-# %% ../nbs/00_settings.ipynb #0f41082e
+# %% ../nbs/00_settings.ipynb #1b3ef069
 @dataclass(frozen=True)
 class Profile:
     "One section of `settings.ini`, typed. Sizes are counts of simulated *patients*; a cohort with a real root takes its size from the data."
     name: str                        # the section
+    expected_minutes: int            # from nothing, on the machine the profile is meant for; told before the work begins
     adult_root: str                  # source cohort, MIMIC-IV-ECG layout: a folder or "simulated"
     child_root: str                  # target cohort, ZZU-pECG layout
     ptbxl_root: str                  # second target, PTB-XL layout
