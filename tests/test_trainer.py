@@ -1,5 +1,5 @@
 """What the training notebooks cannot hold: real kills, several processes, damaged files, real records."""
-import json, os, signal, subprocess, sys, time
+import json, os, subprocess, sys
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +18,24 @@ from peace_nb.training.trainer import TrainConfig, adapt, train
 
 SPEC = SignalSpec(fs=50, seconds=5, band=None)
 SCRIPT = '''
-import sys, torch
+import os, signal, sys, torch
 torch.set_num_threads(1)
 from test_trainer import build, CFG
 from peace_nb.training.trainer import train
 method, data = build(sys.argv[1])
+
+def killing(function, when):
+    "The function, until it is called for the `when`th time: then the process dies without a word, as after kill -9"
+    calls = [0]
+    def call(*args, **kwargs):
+        calls[0] += 1
+        if calls[0] == when: os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
+        return function(*args, **kwargs)
+    return call
+
+if len(sys.argv) > 3:
+    if sys.argv[3] == "update": method.loss = killing(method.loss, 14)      # in the middle of an epoch, two updates after a state
+    if sys.argv[3] == "write": os.replace = killing(os.replace, 5)          # between a temporary file and its rename
 train(method, data["train"], data["val"], CFG, sys.argv[2])
 '''
 CFG = TrainConfig(epochs=6, batch_size=16, lr=3e-3, ema=0.9, checkpoint_every=3, seed=11)
@@ -64,31 +77,31 @@ def straight(store_path, tmp_path_factory):
     return result
 
 
-def start(store_path, out, *launcher):
+def start(store_path, out, launcher=(), die=()):
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     script = out.parent / "script.py"
     script.write_text(SCRIPT)
-    return subprocess.Popen([sys.executable, *launcher, str(script), str(store_path), str(out)], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen([sys.executable, *launcher, str(script), str(store_path), str(out), *die], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def test_killed_run_ends_like_a_straight_one(store_path, straight, tmp_path):
-    out = tmp_path / "run"
-    running = start(store_path, out)
-    log, deadline = out / "log.csv", time.time() + 120
-    while (not log.exists() or log.read_text().count("\n") < 9) and time.time() < deadline and running.poll() is None: time.sleep(0.002)
-    running.send_signal(signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
-    running.communicate()
-    assert running.returncode != 0 and (out / "last.safetensors").exists() and not (out / "result.json").exists(), "the run was over before it was killed"
-    step = read_tensors(out / "last.safetensors")[1]["step"]
+    "Killed once in an update and once in the middle of a write, then left alone"
+    out, steps = tmp_path / "run", []
+    for moment in ("update", "write"):
+        running = start(store_path, out, die=(moment,))
+        text, _ = running.communicate(timeout=180)
+        assert running.returncode not in (0, 1) and not (out / "result.json").exists(), text
+        assert (moment == "write") == bool(list(out.glob("*.tmp")))                 # a half-made file lies about, under another name
+        steps.append(read_tensors(out / "last.safetensors")[1]["step"])
     again = start(store_path, out)
     text, _ = again.communicate(timeout=180)
     assert again.returncode == 0, text
-    assert 0 < step < straight.steps and files(out) == files(straight.out_dir)
+    assert 0 < steps[0] <= steps[1] < straight.steps and files(out) == files(straight.out_dir)
 
 
 def test_two_processes_train_one_model(store_path, tmp_path):
     out = tmp_path / "run"
-    running = start(store_path, out, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    running = start(store_path, out, ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"))
     text, _ = running.communicate(timeout=300)
     assert running.returncode == 0, text[-2000:]
     result, log = json.loads((out / "result.json").read_text()), pd.read_csv(out / "log.csv")

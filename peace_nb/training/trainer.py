@@ -331,7 +331,7 @@ def train(
     method.eval()
     return result
 
-# %% ../../nbs/training/31_trainer.ipynb #3ea2968e
+# %% ../../nbs/training/31_trainer.ipynb #8ccc0c32
 @patch
 def finished(self: Run) -> TrainResult | None:
     "The result of this very run, when it came to its end before"
@@ -350,6 +350,7 @@ def start(self: Run, resume: bool):
     self.val_truth = None if self.val_data is None else truths(self.val_data)
     resumed = resume and self.restore()
     if self.main:
+        for half in self.out.glob("*.tmp"): half.unlink()                 # what a kill in the middle of a write left behind
         for name in ("log.csv", "val.csv"): cut_rows(self.out / name, self.step if resumed else -1)
         if not resumed:
             for name in ("best.safetensors", "last.safetensors", "result.json"): (self.out / name).unlink(missing_ok=True)
