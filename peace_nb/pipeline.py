@@ -179,7 +179,7 @@ def run_notebook(notebook:Path|str,     # source notebook
     out.with_suffix(".log").unlink()
     return entry
 
-# %% ../nbs/80_pipeline.ipynb #337825c5
+# %% ../nbs/80_pipeline.ipynb #ba238364
 def step_name(stage:str, **params) -> str:
     "File name of a step: `pretrain_PEACE_seed0`; a cohort's name is in its stage already."
     parts = [f"seed{v}" if k == "seed" else str(v) for k, v in params.items() if k != "cohort"]
@@ -191,7 +191,7 @@ def run_step(stage:str, profile:str, **params) -> dict:
     kept = vars(stage_settings(stage, profile, params.get("method")))
     print(f"{datetime.now():%H:%M:%S}  {name} ...", flush=True)
     entry = run_notebook(project_root() / "nbs" / "paper" / f"{STAGES[stage].notebook}.ipynb", build / "notebooks" / f"{name}.ipynb",
-                         {"profile": profile, **params}, record=build / "provenance" / f"{name}.json",
+                         {"profile": profile, **params}, threads=load_profile(profile).threads, record=build / "provenance" / f"{name}.json",
                          notes={"step": name, "profile": profile, "data": data_kind(load_profile(profile)), "settings": kept})
     print(f"{datetime.now():%H:%M:%S}  {name}: {entry['seconds']:.0f} s, {entry['peak_memory_mb']} MB", flush=True)
     return entry
@@ -202,7 +202,7 @@ def _snakemake(profile:str, cores:int, targets, extra=()) -> list[str]:
     return [sys.executable, "-m", "snakemake", "--snakefile", str(project_root() / "paper" / "Snakefile"), "--directory", str(build_dir(profile)),
             "--cores", str(cores), "--config", f"profile={profile}", "--rerun-incomplete", "--nolock", "--quiet", "all", *extra, "--", *targets]
 
-# %% ../nbs/80_pipeline.ipynb #6ac891d4
+# %% ../nbs/80_pipeline.ipynb #13ed2dd8
 def build_paper(profile:str="demo", cores:int=2, targets=()) -> Path:
     "Build the paper of `profile`, or only `targets` (paths below its build folder); returns the build folder. Raises `PeaceError` where a step fails."
     from filelock import FileLock, Timeout
@@ -231,7 +231,9 @@ def require(profile:str, *targets:str) -> list[Path]:
     build = build_dir(profile)
     missing = [t for t in targets if not (build / t).exists()]
     if missing and os.environ.get("PEACE_STEP"): raise PeaceError(f"{', '.join(missing)} should have been made by an earlier step of profile {profile!r}, but is not in {build}.")
-    if missing: build_paper(profile, targets=missing)
+    if missing:
+        print(f"First making {', '.join(missing)} of profile {profile!r}, with all it depends on; in the smoke profile this takes a minute or two ...", flush=True)
+        build_paper(profile, targets=missing)
     return [build / t for t in targets]
 
 # %% ../nbs/80_pipeline.ipynb #34642d2c

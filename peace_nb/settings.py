@@ -14,12 +14,13 @@ from pathlib import Path
 class PeaceError(ValueError):
     "A fault a user can mend: its message is one sentence that names the file, key or record."
 
-# %% ../nbs/00_settings.ipynb #1b3ef069
+# %% ../nbs/00_settings.ipynb #ada6ca9e
 @dataclass(frozen=True)
 class Profile:
     "One section of `settings.ini`, typed. Sizes are counts of simulated *patients*; a cohort with a real root takes its size from the data."
     name: str                        # the section
     expected_minutes: int            # from nothing, on the machine the profile is meant for; told before the work begins
+    threads: int                     # of the numerical libraries and of reading, in each step; a result is reproducible for a fixed number
     adult_root: str                  # source cohort, MIMIC-IV-ECG layout: a folder or "simulated"
     child_root: str                  # target cohort, ZZU-pECG layout
     ptbxl_root: str                  # second target, PTB-XL layout
@@ -69,7 +70,7 @@ def _parse(text:str, kind, where:str):
         wanted = f"a list of {many[0].__name__}" if many else kind.__name__
         raise PeaceError(f"{where} is {text!r}, but it must be {wanted}.") from None
 
-# %% ../nbs/00_settings.ipynb #866496fe
+# %% ../nbs/00_settings.ipynb #4d8bf40c
 CHOICES = {"lsbc_weighting": {"plain", "count"}, "precision": {"no", "fp16", "bf16"},
            "encoder": {"tiny", "small", "base", "paper"}}
 
@@ -84,7 +85,7 @@ def _check(p:Profile, where:str):
     for v in p.child_settings:
         if not re.fullmatch(r"zero-shot|full|[1-9]\d*-shot", v): raise PeaceError(f"{where}: child_settings has {v!r}, but it must be zero-shot, full or for example 50-shot.")
     if not p.seeds: raise PeaceError(f"{where}: seeds is empty, but at least one is needed.")
-    for key in ("batch_size", "pretrain_epochs", "finetune_epochs", "bootstrap", "seconds", "learning_rate"):
+    for key in ("batch_size", "pretrain_epochs", "finetune_epochs", "bootstrap", "seconds", "learning_rate", "threads"):
         if getattr(p, key) <= 0: raise PeaceError(f"{where}: {key} must be above 0.")
 
 # %% ../nbs/00_settings.ipynb #55572943
