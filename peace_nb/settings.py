@@ -14,7 +14,7 @@ from pathlib import Path
 class PeaceError(ValueError):
     "A fault a user can mend: its message is one sentence that names the file, key or record."
 
-# %% ../nbs/00_settings.ipynb #ada6ca9e
+# %% ../nbs/00_settings.ipynb #01a149e8
 @dataclass(frozen=True)
 class Profile:
     "One section of `settings.ini`, typed. Sizes are counts of simulated *patients*; a cohort with a real root takes its size from the data."
@@ -47,7 +47,7 @@ class Profile:
     warmup: float                    # share of the updates
     clip: float                      # gradient norm
     ema: float                       # decay of the averaged weights, 0: none
-    precision: str                   # "no", "fp16" or "bf16"
+    precision: str                   # "no" (float32), "fp16", "bf16", or "auto": bf16 where the hardware computes in it, else "no"
     pretrain_epochs: int
     finetune_epochs: int
     finetune_learning_rate: float    # peak, adaptation
@@ -70,8 +70,8 @@ def _parse(text:str, kind, where:str):
         wanted = f"a list of {many[0].__name__}" if many else kind.__name__
         raise PeaceError(f"{where} is {text!r}, but it must be {wanted}.") from None
 
-# %% ../nbs/00_settings.ipynb #4d8bf40c
-CHOICES = {"lsbc_weighting": {"plain", "count"}, "precision": {"no", "fp16", "bf16"},
+# %% ../nbs/00_settings.ipynb #0a5d6899
+CHOICES = {"lsbc_weighting": {"plain", "count"}, "precision": {"no", "auto", "fp16", "bf16"},
            "encoder": {"tiny", "small", "base", "paper"}}
 
 def _check(p:Profile, where:str):
