@@ -1,0 +1,50 @@
+"What the simulator's notebook cannot hold: separate processes, odd settings, wrong input"
+import hashlib, subprocess, sys
+import numpy as np
+import pytest
+from peace_nb.data.labels import LABELS
+from peace_nb.data.signals import SignalSpec
+from peace_nb.data.simulator import simulate, simulate_blocks
+from peace_nb.settings import PeaceError
+
+CODE = ("import hashlib; from peace_nb.data.simulator import simulate; s = simulate(110, 'child', seed=6, fs=100);"
+        "print(hashlib.sha256(s.signals.tobytes() + s.labels.to_numpy().tobytes() + s.table.to_csv().encode()).hexdigest())")
+
+
+def test_another_process_makes_the_same_records():
+    runs = [subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True).stdout for _ in range(2)]
+    assert runs[0] == runs[1] and len(runs[0]) == 65
+
+
+@pytest.mark.parametrize("fs, seconds", [(100, 10.0), (257, 10.0), (977, 5.0), (250, 60.0)])
+def test_any_rate_and_length(fs, seconds):
+    s = simulate(3, "child", fs=fs, seconds=seconds)
+    assert s.signals.shape == (3, 12, int(fs * seconds)) and np.isfinite(s.signals).all()
+    assert (np.ptp(s.signals, axis=2) > .02).all()
+    late = s.signals[:, :, -int(2 * fs):]
+    assert (np.ptp(late, axis=2) > .02).all()                 # beats until the end
+
+
+def test_the_same_beats_at_two_rates():
+    a, b = simulate(5, seed=2, fs=500, site="quiet").signals[:, :, ::5], simulate(5, seed=2, fs=100, site="quiet").signals
+    rows = [i for i, r in enumerate(simulate(5, seed=2, fs=100).table.rhythm) if r not in ("atrial fibrillation", "atrial flutter")]
+    assert rows and np.corrcoef(a[rows].ravel(), b[rows].ravel())[0, 1] > .98
+
+
+def test_blocks_are_what_the_store_takes():
+    spec = SignalSpec(fs=100)
+    blocks = list(simulate_blocks(130, spec, population="child", seed=1))
+    assert [len(b[0]) for b in blocks] == [100, 30]
+    for x, mask, table, labels in blocks:
+        assert x.shape[1:] == (12, spec.n) and x.dtype == np.float32 and mask.all() and mask.shape == x.shape[:2]
+        assert list(labels.columns) == list(LABELS) and labels.index.equals(table.index)
+
+
+def test_label_noise_flips_about_that_many():
+    clean, noisy = simulate(300, seed=3, fs=100).labels, simulate(300, seed=3, fs=100, label_noise=.1).labels
+    assert .08 < (clean != noisy).to_numpy().mean() < .12
+
+
+@pytest.mark.parametrize("kw, word", [(dict(population="dog"), "population"), (dict(labels=("LBB",)), "LBB"), (dict(site="moon"), "moon"), (dict(age_days=-3, population="child"), "age")])
+def test_wrong_input_is_one_sentence(kw, word):
+    with pytest.raises(PeaceError, match=word): simulate(2, fs=100, **kw)
