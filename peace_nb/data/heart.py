@@ -65,8 +65,13 @@ def lead_field(rng, n, adult=True):
     L[:, 2:] += np.clip(change, -.8, .8)
     return L * rng.lognormal(0, .06, (n, 8, 1)) * rng.lognormal(0, .05, (n, 1, 3))
 
-# %% ../../nbs/data/03a_heart.ipynb #dedeff29
-def draw_patients(rng, n, population="adult", age_days=None):
+# %% ../../nbs/data/03a_heart.ipynb #a9bf5304
+def draw_patients(
+    rng,                 # numpy Generator
+    n,                   # people
+    population="adult",  # "adult" or "child"
+    age_days=None,       # fixed age in days, a number or (n,); None draws ages
+):
     "People: age, sex, the way the heart lies, the size of their voltages; a dict of arrays `(n, ...)`"
     child = population == "child"
     years = rng.choice([0, 1], n, p=[.35, .65]) * rng.normal(62, 14, n)
@@ -82,7 +87,7 @@ def draw_patients(rng, n, population="adult", age_days=None):
     p["vector"] = rng.normal(0, 1, (n, 12, 3))
     return p
 
-# %% ../../nbs/data/03a_heart.ipynb #be978824
+# %% ../../nbs/data/03a_heart.ipynb #5a47f4df
 def _expit(x): return 1 / (1 + np.exp(-x))
 def _logit(p): return np.log(p / (1 - p))
 
@@ -90,7 +95,11 @@ CONDITIONS = ("lvh", "strain", "rvh", "lvhv", "la_enlarged", "ra_enlarged", "mi_
               "lbbb", "rbbb", "irbbb", "lafb", "lpfb", "ivcd", "wpw", "ischaemia", "t_flat", "t_inverted", "digitalis", "long_qt", "low_voltage",
               "early_repolarisation", "pac", "pvc", "sarrh", "tachy", "brady", "avb1", "af", "flutter", "svt", "avb2", "avb3")
 
-def draw_conditions(rng, p, force=()):
+def draw_conditions(
+    rng,       # numpy Generator
+    p,         # people, from `draw_patients`
+    force=(),  # labels forced on everyone, in this order; "NORM" removes all conditions
+):
     "Which conditions each heart has and how severe: dict name → severity in (0, 1], 0 where absent"
     n, z, child = len(p["years"]), p["risk"], p["child"]
     ill = rng.random(n) < np.where(child, .45, _expit(.55 + .9 * z))
@@ -105,14 +114,14 @@ def draw_conditions(rng, p, force=()):
     for name in force: apply_force(c, name, rng)
     return c
 
-# %% ../../nbs/data/03a_heart.ipynb #cc895a61
+# %% ../../nbs/data/03a_heart.ipynb #315d6afa
 def draw_rhythm_conditions(rng, p, c, have, if_ill, ill):
     "Rhythm: exclusive supraventricular rhythms first, then rate, extra beats and conduction on top of sinus rhythm"
     child, young = p["child"], p["years"] < 45
     n = len(child)
     af = have("af", np.where(child, .004, if_ill(.12, .8)))
     fl = have("flutter", np.where(child, .008, if_ill(.06, .3)), ~af)
-    svt = have("svt", np.where(child, .03, .03), ~af & ~fl)
+    svt = have("svt", np.where(child, .03, .035), ~af & ~fl)
     a3 = have("avb3", np.where(child, .012, if_ill(.02, .3)), ~(af | fl | svt))
     a2 = have("avb2", np.where(child, .02, if_ill(.03, .3)), ~(af | fl | svt | a3))
     sinus = ~(af | fl | svt | a3 | a2)
@@ -123,13 +132,13 @@ def draw_rhythm_conditions(rng, p, c, have, if_ill, ill):
     have("pac", np.where(child, .05, .04 + if_ill(.08, .5)), sinus | a2)
     have("pvc", np.where(child, .06, .04 + if_ill(.10, .5)), ~svt)
 
-# %% ../../nbs/data/03a_heart.ipynb #5cc9bd1b
+# %% ../../nbs/data/03a_heart.ipynb #48ee36c8
 def draw_form_conditions(rng, p, c, have, if_ill, ill):
     "Form: conduction, hypertrophy, infarction and repolarisation; drawn one upon another because they come together"
     child = p["child"]
     def ca(child_prob, adult_prob): return np.where(child, child_prob, adult_prob)
     lbbb = have("lbbb", ca(.006, if_ill(.07, .5)))
-    wpw = have("wpw", ca(.03, .025), ~lbbb & (c["avb1"] == 0) & (c["avb3"] == 0))
+    wpw = have("wpw", ca(.03, .035), ~lbbb & (c["avb1"] == 0) & (c["avb3"] == 0))
     rbbb = have("rbbb", ca(.03, .005 + if_ill(.09, .6)), ~lbbb & ~wpw)
     have("irbbb", ca(.08, np.where(ill, .04, .10)), ~lbbb & ~wpw & ~rbbb)
     lafb = have("lafb", ca(.015, if_ill(.16, .5) + .15 * rbbb), ~lbbb & ~wpw)
@@ -138,7 +147,7 @@ def draw_form_conditions(rng, p, c, have, if_ill, ill):
     lvh = have("lvh", ca(.06, if_ill(.20, .3)))
     have("strain", lvh * .72)
     have("lvhv", ca(.10, np.where(ill, .05, .06)), ~lvh)
-    rvh = have("rvh", ca(.08, if_ill(.05, -.2)), ~lvh | (_rand(c) < .15))
+    rvh = have("rvh", ca(.08, if_ill(.08, -.2)), ~lvh | (rng.random(len(child)) < .15))
     have("la_enlarged", ca(.03, if_ill(.08, .2) + .3 * lvh), c["af"] == 0)
     have("ra_enlarged", ca(.03, if_ill(.04, .0) + .35 * rvh), c["af"] == 0)
     inf = have("mi_inferior", ca(.01, if_ill(.20, .5)))
@@ -154,10 +163,6 @@ def draw_form_conditions(rng, p, c, have, if_ill, ill):
     have("low_voltage", ca(.02, if_ill(.07, .3)), ~lvh & (c["lvhv"] == 0) & ~rvh)
     have("early_repolarisation", ca(.1, np.where(p["years"] < 50, .25, .08)), ~mi)
 
-def _rand(c):
-    "A reproducible fraction in [0, 1) from severities already drawn"
-    return (np.abs(np.sin(1e4 * (c["lvhv"] + c["lvh"] + c["ivcd"] + 1))) % 1)
-
 # %% ../../nbs/data/03a_heart.ipynb #59a35b07
 FORCED = dict(STACH="tachy", SBRAD="brady", SARRH="sarrh", PAC="pac", PVC="pvc", SVT="svt", AFIB="af", AFLT="flutter", AVB1="avb1", AVB23="avb2",
               WPW="wpw", LBBB="lbbb", RBBB="rbbb", IRBBB="irbbb", LAFB="lafb", RAD="lpfb", LAD="lafb", LVH="lvh", RVH="rvh", LVHV="lvhv", AE="la_enlarged",
@@ -170,9 +175,13 @@ def apply_force(c, label, rng):
     elif label in FORCED: c[FORCED[label]][:] = rng.uniform(.5, 1, len(c[FORCED[label]]))
     else: raise PeaceError(f"unknown label {label!r}: one of {', '.join(LABELS)}")
 
-# %% ../../nbs/data/03a_heart.ipynb #16e33418
-def intervals(rng, p, c):
-    "Rates and intervals of one recording in seconds: rr, p_dur, pr, qrs, qt (dict of arrays)"
+# %% ../../nbs/data/03a_heart.ipynb #3a0f2379
+def intervals(
+    rng,  # numpy Generator
+    p,    # people, from `draw_patients`
+    c,    # conditions, from `draw_conditions`
+):
+    "Intervals of one recording in seconds, dict of arrays `(n,)`: rr, p_dur, pr, qrs, qtc; and k, QRS duration relative to an adult's"
     n, child, s = len(p["years"]), p["child"], p["shape"]
     def between(lo, hi): return lo + (hi - lo) * rng.random(n)
     def of(name): return c[name] > 0
@@ -227,14 +236,14 @@ def sample_waves(w: Waves, start, stop, L, fs=500, blur=0.0):
     amp = np.einsum("nlx,nwx->nwl", L, w.vector).astype(np.float32)
     return np.matmul(g.transpose(0, 2, 1), amp)
 
-# %% ../../nbs/data/03a_heart.ipynb #39468c4a
+# %% ../../nbs/data/03a_heart.ipynb #6762a8fc
 def _vec(*columns): return np.stack(np.broadcast_arrays(*columns), -1).astype(float)
 
 def atrial_waves(rng, p, c, iv, ectopic=False):
     "P wave: right atrium first (anterior, downward), left atrium second (leftward, backward)"
     n, d, k = len(iv["rr"]), iv["p_dur"], p["vector"]
     s = p["shape"]
-    size = .085 * np.exp(.28 * s[:, 5]) * np.where(p["child"], 1.1, 1.0)
+    size = .085 * np.exp(.28 * s[:, 5]) * np.where(p["child"], .9, 1.0)
     ra = size[:, None] * (_vec(.42, .80, -.22) + .17 * k[:, 0]) * (1 + 1.1 * c["ra_enlarged"])[:, None]
     la = size[:, None] * (_vec(.75, .52, .18) + .17 * k[:, 1]) * (1 + .3 * c["la_enlarged"])[:, None]
     la[:, 2] += .10 * c["la_enlarged"]
@@ -387,8 +396,11 @@ def t_direction(p):
     front = np.where(~kid & (p["sex"] == "F"), front * .6, front)
     return _vec(left, np.where(kid, .22, ADULT_T[1]), front)
 
-# %% ../../nbs/data/03a_heart.ipynb #15f99d58
-def repolarisation(rng, p, c, iv, qrs_vector):
+# %% ../../nbs/data/03a_heart.ipynb #d7a88e0d
+def repolarisation(
+    rng, p, c, iv,  # generator, people, conditions, intervals
+    qrs_vector,     # `(n, fronts, 3)`, which secondary changes oppose
+):
     "ST level, the slope into T, T in two parts and U: `Waves`, times from QRS onset"
     n, k, s, q = len(iv["rr"]), p["vector"], p["shape"], iv["qrs"]
     rr = iv["rr"]

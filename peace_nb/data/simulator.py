@@ -263,10 +263,11 @@ class Simulation:
     def report(self, i): return report_lines(self.labels.iloc[i], self.table.iloc[i])
     def windows(self, i): return wave_windows(self.beats[i], self.table.iloc[i])
 
-# %% ../../nbs/data/03_simulator.ipynb #1cb18a3d
+# %% ../../nbs/data/03_simulator.ipynb #f6f73a4b
 def simulate_block(block, population="adult", seed=0, fs=500, seconds=10.0, site=None, label_noise=0.0, age_days=None, labels=None, records_per_patient=1.0):
-    "The `block`-th hundred of records: `Simulation` of `BLOCK` records"
+    "The `block`-th hundred (0, 1, …) of the records of a seed: a `Simulation` of `BLOCK` records; arguments as for `simulate`"
     if population not in ("adult", "child"): raise PeaceError(f"unknown population {population!r}: 'adult' or 'child'")
+    if site is not None and site not in SITES: raise PeaceError(f"unknown site {site!r}: one of {', '.join(SITES)}")
     rng = np.random.default_rng([seed, block, population == "child"])
     new = rng.random(BLOCK) < 1 / records_per_patient; new[0] = True
     who = np.cumsum(new) - 1
@@ -296,15 +297,27 @@ def simulate_block(block, population="adult", seed=0, fs=500, seconds=10.0, site
     table["report"] = ["; ".join(report_lines(a, dict(rhythm=r))) for a, r in zip(y.to_dict("records"), table.rhythm)]
     return Simulation(np.matmul(TWELVE.astype(np.float32), x), y, table, beats)
 
-# %% ../../nbs/data/03_simulator.ipynb #9eed64a9
+# %% ../../nbs/data/03_simulator.ipynb #fd7dc0ab
 def simulations(n, **kwargs):
     "Yield `Simulation`s of up to `BLOCK` records until `n` are made; takes the arguments of `simulate`"
     for block in range((n + BLOCK - 1) // BLOCK):
         s, k = simulate_block(block, **kwargs), min(BLOCK, n - block * BLOCK)
         yield Simulation(s.signals[:k], s.labels.iloc[:k], s.table.iloc[:k], s.beats[:k])
 
-def simulate(n, population="adult", seed=0, fs=500, seconds=10.0, site=None, label_noise=0.0, age_days=None, labels=None, records_per_patient=1.0):
-    "`n` simulated recordings in memory: a `Simulation`"
+def simulate(
+    n,                        # records, at least one
+    population="adult",       # "adult" or "child" (birth to 15 years, ages as in a children's hospital)
+    seed=0,                   # the same seed gives the same records
+    fs=500,                   # samples per second
+    seconds=10.0,             # length
+    site=None,                # a key of `SITES`; None mixes clinic and ward
+    label_noise=0.0,          # share of labels turned over at random
+    age_days=None,            # fixed age, a number or one a record of the block; None draws ages
+    labels=None,              # conditions forced on everyone: ("NORM",) removes all, ("NORM", "LBBB") leaves one
+    records_per_patient=1.0,  # mean number of recordings a patient has
+) -> Simulation:
+    "Simulated recordings in memory. Raises `PeaceError` for an unknown population, site or label"
+    if n < 1: raise PeaceError(f"n is {n}: at least one record")
     out, tables, truths, beats = np.empty((n, 12, int(fs * seconds)), np.float32), [], [], []
     for i, s in enumerate(simulations(n, population=population, seed=seed, fs=fs, seconds=seconds, site=site, label_noise=label_noise, age_days=age_days,
                                       labels=labels, records_per_patient=records_per_patient)):
@@ -323,7 +336,7 @@ def simulate_blocks(
         order = [LEADS.index(lead) for lead in spec.leads]
         yield bandpass(s.signals, spec.fs, spec.band)[:, order], np.ones((len(s), len(order)), bool), s.table, s.labels
 
-# %% ../../nbs/data/03_simulator.ipynb #958932fb
+# %% ../../nbs/data/03_simulator.ipynb #56352e43
 def wave_windows(
     beats,  # `Beats` of one record
     row,    # its row of `Simulation.table`
@@ -334,6 +347,6 @@ def wave_windows(
     for t, kind, rr in zip(beats.qrs, beats.kind, beats.rr):
         if kind: out.append(("V", t, t + .16)); continue
         end = t + qt + np.clip(.12 * (rr - 60 / row.heart_rate), -.05, .05)
-        out += [("QRS", t, t + q), ("T", t + q + .35 * (qt - q), end)]
+        out += [("QRS", t, t + q), ("T", t + q + .22 * (qt - q), end)]
     w = pd.DataFrame(out, columns=["wave", "start", "end"]).sort_values("start", ignore_index=True)
     return w[(w.end > 0) & (w.start < row.seconds)].reset_index(drop=True)
