@@ -60,7 +60,7 @@ def test_real_ptbxl_rows():
     plain = t["scp_codes"].map(ast.literal_eval).map(lambda d: d.get("NORM", 0))
     assert ((y["NORM"] == 1) == (plain >= 50)).all()
     assert y.loc[t["heart_axis"].isna(), ["RAD", "LAD"]].isna().to_numpy().all()
-    assert (y.loc[t["heart_axis"] == "LAD", "LAD"] == 1).all() and (y.loc[t["heart_axis"] == "MID", "RAD"] == 0).all()
+    assert (y.loc[t["heart_axis"] == "ALAD", "LAD"] == 1).all() and y.loc[t["heart_axis"] == "LAD", "LAD"].isna().all() and (y.loc[t["heart_axis"] == "MID", "RAD"] == 0).all()
     assert np.isnan(y.loc[386, "AFIB"])     # its text says fibrillation, its codes say nothing about rhythm
     assert y.loc[39, "LQT"] == 1 and np.isnan(y.loc[39, "QWAVE"])
 
