@@ -25,7 +25,7 @@ paper: .venv/.ready
 test: export OMP_NUM_THREADS = 1
 test: .venv/.ready
 	$(BIN)/nbdev-test --n-workers $(CORES) --timing --skip-folder-re "^(paper|[_.])"
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n $(CORES) --dist loadfile
 
 readme: .venv/.ready
 	$(BIN)/python -c "from peace_nb.pipeline import write_readme; write_readme()"

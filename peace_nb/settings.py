@@ -109,13 +109,14 @@ def _refuse_strangers(ini, known:set, path:Path):
         own = set(ini.defaults()) if section == "DEFAULT" else set(ini[section]) - set(ini.defaults())
         if own - known: raise PeaceError(f"{path.name} [{section}] has an unknown key: {', '.join(sorted(own - known))}.")
 
-# %% ../nbs/00_settings.ipynb #420a442c
+# %% ../nbs/00_settings.ipynb #d243a4cb
 def load_profile(name:str,                   # section of `settings.ini`
-                 path:Path|str|None=None,    # another file, for tests
+                 path:Path|str|None=None,    # another file
                  **changes                   # settings to change, typed: `load_profile("smoke", bootstrap=50)`
                 ) -> Profile:
     "The typed profile `name`. Raises `PeaceError` for an unknown profile, an unknown key, a missing key or a value of the wrong type."
-    path = Path(path) if path else project_root() / "settings.ini"
+    path = Path(path or os.environ.get("PEACE_SETTINGS") or project_root() / "settings.ini")
+    if not path.is_file(): raise PeaceError(f"The settings file {path} does not exist.")
     ini, kinds = _read_ini(path), {f.name: f.type for f in fields(Profile) if f.name != "name"}
     _refuse_strangers(ini, set(kinds), path)
     if not ini.has_section(name): raise PeaceError(f"{path.name} has no profile {name!r}; it has {', '.join(ini.sections())}.")

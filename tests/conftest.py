@@ -3,6 +3,7 @@ import os
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -13,7 +14,9 @@ def smoke() -> Path:
     from peace_nb.pipeline import build_paper
     here = Path.cwd()
     os.chdir(ROOT)
-    try: return build_paper("smoke", cores=2)
+    (ROOT / "paper" / "build").mkdir(exist_ok=True)
+    try:
+        with FileLock(ROOT / "paper" / "build" / ".tests.lock"): return build_paper("smoke", cores=2)   # one test process builds, the others wait
     finally: os.chdir(here)
 
 

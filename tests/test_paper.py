@@ -2,7 +2,6 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -21,10 +20,10 @@ TABLES = ("table_1_cohorts", "table_1_labels", "table_2_transfer", "table_2_full
 FIGURES = ("figure_1_framework", "figure_2_training", "figure_3_labels", "figure_4_ecgs")
 
 
-def plan(profile="smoke", root=ROOT, env=None) -> set[str]:
-    "Rules that Snakemake would run."
-    said = subprocess.run([sys.executable, "-m", "snakemake", "--snakefile", str(root / "paper" / "Snakefile"), "--directory", str(ROOT / "paper" / "build" / profile), "--cores", "1",
-                           "--config", f"profile={profile}", "--nolock", "--dry-run"], capture_output=True, text=True, cwd=root, env=env or dict(os.environ))
+def plan(settings=ROOT / "settings.ini", profile="smoke") -> set[str]:
+    "Rules that Snakemake would run under these settings."
+    said = subprocess.run([sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "paper" / "Snakefile"), "--directory", str(ROOT / "paper" / "build" / profile), "--cores", "1",
+                           "--config", f"profile={profile}", "--nolock", "--dry-run"], capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PEACE_SETTINGS": str(settings)})
     assert said.returncode == 0, said.stderr
     return set(re.findall(r"^(?:local)?rule (\w+):", said.stdout + said.stderr, re.M)) - {"all"}
 
@@ -80,14 +79,13 @@ def test_a_second_call_runs_nothing(smoke):
     ("finetune_epochs", "1", {"transfer", "table_2"}, {"cohort", "pretrain", "figure_2", "sim2real_train"}),
 ])
 def test_a_changed_setting_reruns_what_depends_on_it(smoke, tmp_path, key, value, stale, fresh):
-    "The plan is made in a copy of the sources, over the finished build."
     text = (ROOT / "settings.ini").read_text(encoding="utf-8")
-    kept = set(plan())
-    changed = re.sub(rf"(?ms)(^\[smoke\]\n)", rf"\1{key} = {value}\n", re.sub(rf"(?ms)^(\[smoke\]\n(?:(?!^\[).)*?)^{key} = [^\n]*\n", r"\1", text))
-    try:
-        (ROOT / "settings.ini").write_text(changed, encoding="utf-8", newline="\n")
-        found = plan()
-    finally: (ROOT / "settings.ini").write_text(text, encoding="utf-8", newline="\n")
+    smoke_section = text.index("[smoke]\n") + len("[smoke]\n")
+    before, after = text[:smoke_section], text[smoke_section:]
+    own, rest = after[:after.index("\n[")], after[after.index("\n["):]
+    own = "".join(line for line in own.splitlines(True) if not line.startswith(f"{key} ="))
+    (tmp_path / "settings.ini").write_text(f"{before}{key} = {value}\n{own}{rest}", encoding="utf-8", newline="\n")
+    kept, found = plan(), plan(tmp_path / "settings.ini")
     assert not kept, "the plan of a finished build is empty"
     assert stale <= found, f"not rerun: {stale - found}"
     assert not fresh & found, f"rerun for nothing: {fresh & found}"
