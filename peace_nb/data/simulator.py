@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['FINE', 'SITES', 'ELECTRODE_TO_LEAD', 'LINES', 'BLOCK', 'place', 'f_waves', 'draw_heart', 'record', 'knots',
            'recorder_noise', 'measure', 'frontal_axis', 'read_labels', 'read_voltage_labels', 'report_lines',
-           'truth_table', 'Simulation', 'simulate_block', 'simulations', 'simulate', 'simulate_blocks', 'wave_windows']
+           'truth_table', 'Simulation', 'simulate_block', 'simulate_people', 'simulations', 'simulate',
+           'simulate_blocks', 'wave_windows']
 
-# %% ../../nbs/data/03_simulator.ipynb #2f447564
+# %% ../../nbs/data/03_simulator.ipynb #d13bc6a0
 from dataclasses import dataclass, field
 import numpy as np, pandas as pd
 from ..settings import PeaceError
 from .labels import LABELS
 from .signals import LEADS, SignalSpec, bandpass
 from .norms import norm
-from .heart import (TWELVE, draw_patients, draw_conditions, intervals, sample_waves, atrial_waves, ventricular_waves, repolarisation,
+from .heart import (ATRIA, RECOVERY, TWELVE, draw_patients, draw_conditions, intervals, sample_waves, atrial_waves, ventricular_waves, repolarisation,
                                  ventricular_ectopic, _vec)
 from .rhythm import draw_rhythm, rate_of
 
@@ -55,24 +56,25 @@ def f_waves(rng, p, c, cycle, fs, seconds, L):
     xyz = size[:, None, None] * (a[..., None] * da[:, None] + b[..., None] * db[:, None])
     return rows, np.einsum("nlx,ntx->ntl", L[rows], xyz).astype(np.float32)
 
-# %% ../../nbs/data/03_simulator.ipynb #f98897a2
+# %% ../../nbs/data/03_simulator.ipynb #64624e57
 def draw_heart(rng, p, c, iv):
     "Wave templates at `FINE` Hz and what they show: dict of arrays `(n, time, 8)`"
     L, blur = p["lead_field"], p["blur"]
+    LP, LT = L + ATRIA, L + RECOVERY
     pw, px = atrial_waves(rng, p, c, iv), atrial_waves(rng, p, c, iv, ectopic=True)
     qw = ventricular_waves(rng, p, c, iv)
     tw, qt = repolarisation(rng, p, c, iv, qw.vector)
     vq, vt = ventricular_ectopic(rng, p, iv)
-    return dict(p=sample_waves(pw, -.06, .24, L, blur=blur), px=sample_waves(px, -.06, .24, L, blur=blur),
-                q=sample_waves(qw, -.06, .26, L, blur=blur), t=sample_waves(tw, 0.0, .9, L, blur=blur),
+    return dict(p=sample_waves(pw, -.06, .24, LP, blur=blur), px=sample_waves(px, -.06, .24, LP, blur=blur),
+                q=sample_waves(qw, -.06, .26, L, blur=blur), t=sample_waves(tw, 0.0, .9, LT, blur=blur),
                 vq=sample_waves(vq, -.06, .28, L, blur=blur), vt=sample_waves(vt, 0.0, .8, L, blur=blur), qt=qt,
                 waves=dict(p=pw, q=qw, t=tw))
 
-# %% ../../nbs/data/03_simulator.ipynb #2ae48abe
+# %% ../../nbs/data/03_simulator.ipynb #df18c245
 def record(rng, p, c, iv, h, beats, cycle, fs, seconds):
     "Lay all beats on the time axis: clean signals `(n, 8, time)`"
     n, T, pad = len(beats), int(fs * seconds), int(1.2 * fs)
-    rows, f = f_waves(rng, p, c, cycle, fs, seconds, p["lead_field"])
+    rows, f = f_waves(rng, p, c, cycle, fs, seconds, p["lead_field"] + ATRIA)
     breath = .02 + .05 * rng.random(n); phase = rng.random(n)
     out = np.zeros((n, T + 3 * pad, 8), np.float32)
     for i, b in enumerate(beats):
@@ -249,7 +251,7 @@ def truth_table(p, c, iv, h, rate, axis, who, block, seed, population, where, fs
         heart_rate=rate.round(1), pr_ms=np.where(no_p, np.nan, iv["pr"] * 1e3).round(0), p_ms=np.where(no_p, np.nan, iv["p_dur"] * 1e3).round(0), qrs_ms=(iv["qrs"] * 1e3).round(0), qt_ms=(h["qt"] * 1e3).round(0),
         qtc_ms=(iv["qtc"] * 1e3).round(0), axis_deg=axis.round(0), rhythm=rhythm, site=where, fs=fs, leads=12, seconds=seconds, quality=""), index=pd.Index(ids, name="record_id"))
 
-# %% ../../nbs/data/03_simulator.ipynb #017ffbca
+# %% ../../nbs/data/03_simulator.ipynb #180b16b9
 BLOCK = 100     # records are drawn in fixed blocks, each with its own seed: chunking never changes a result
 
 @dataclass
@@ -259,11 +261,12 @@ class Simulation:
     labels: pd.DataFrame
     table: pd.DataFrame
     beats: list = field(default_factory=list)
+    true_labels: pd.DataFrame = None      # before label noise
     def __len__(self): return len(self.table)
     def report(self, i): return report_lines(self.labels.iloc[i], self.table.iloc[i])
     def windows(self, i): return wave_windows(self.beats[i], self.table.iloc[i])
 
-# %% ../../nbs/data/03_simulator.ipynb #f6f73a4b
+# %% ../../nbs/data/03_simulator.ipynb #c305c60c
 def simulate_block(block, population="adult", seed=0, fs=500, seconds=10.0, site=None, label_noise=0.0, age_days=None, labels=None, records_per_patient=1.0):
     "The `block`-th hundred (0, 1, …) of the records of a seed: a `Simulation` of `BLOCK` records; arguments as for `simulate`"
     if population not in ("adult", "child"): raise PeaceError(f"unknown population {population!r}: 'adult' or 'child'")
@@ -272,11 +275,16 @@ def simulate_block(block, population="adult", seed=0, fs=500, seconds=10.0, site
     new = rng.random(BLOCK) < 1 / records_per_patient; new[0] = True
     who = np.cumsum(new) - 1
     people = draw_patients(rng, BLOCK, population, age_days)
-    p = {k: v[who] for k, v in people.items()}
+    return simulate_people(rng, {k: v[who] for k, v in people.items()}, who, block, population, seed, fs, seconds, site, label_noise, labels)
+
+# %% ../../nbs/data/03_simulator.ipynb #f5c49846
+def simulate_people(rng, p, who, block=0, population="adult", seed=0, fs=500, seconds=10.0, site=None, label_noise=0.0, labels=None):
+    "One recording of each heart in `p` (dict of arrays as `draw_patients` gives, one row a record); `who` numbers the people"
+    n = len(p["years"])
     c = draw_conditions(rng, p, labels or ())
-    where = np.array(list(SITES)[:2])[(rng.random(BLOCK) < .25).astype(int)] if site is None else np.full(BLOCK, site)
+    where = np.array(list(SITES)[:2])[(rng.random(n) < .25).astype(int)] if site is None else np.full(n, site)
     lo, hi = np.array([SITES[w]["blur"] for w in where]).T
-    p["blur"] = lo + (hi - lo) * rng.random(BLOCK)
+    p = dict(p, blur=lo + (hi - lo) * rng.random(n))
     iv = intervals(rng, p, c)
     beats, cycle = draw_rhythm(rng, p, c, iv, seconds)
     rate, spread = rate_of(beats, seconds)
@@ -291,18 +299,19 @@ def simulate_block(block, population="adult", seed=0, fs=500, seconds=10.0, site
     seen = dict(pvc=np.array([any(k == 1 and 0 < t < seconds - .3 for t, k in zip(b.qrs, b.kind)) for b in beats]),
                 pac=np.array([any(k == 1 and 0 < t < seconds - .3 for t, k in zip(b.p, b.p_kind)) for b in beats]) & (c["svt"] == 0))
     y = read_labels(rng, p, c, iv, m, rate, spread, axis, seen)
+    true = y
     if label_noise: y = y.where(rng.random(y.shape) >= label_noise, 1 - y)
     table = truth_table(p, c, iv, h, rate, axis, who, block, seed, population, where, fs, seconds)
-    y.index = table.index
+    y.index = true.index = table.index
     table["report"] = ["; ".join(report_lines(a, dict(rhythm=r))) for a, r in zip(y.to_dict("records"), table.rhythm)]
-    return Simulation(np.matmul(TWELVE.astype(np.float32), x), y, table, beats)
+    return Simulation(np.matmul(TWELVE.astype(np.float32), x), y, table, beats, true)
 
-# %% ../../nbs/data/03_simulator.ipynb #fd7dc0ab
+# %% ../../nbs/data/03_simulator.ipynb #431a9342
 def simulations(n, **kwargs):
     "Yield `Simulation`s of up to `BLOCK` records until `n` are made; takes the arguments of `simulate`"
     for block in range((n + BLOCK - 1) // BLOCK):
         s, k = simulate_block(block, **kwargs), min(BLOCK, n - block * BLOCK)
-        yield Simulation(s.signals[:k], s.labels.iloc[:k], s.table.iloc[:k], s.beats[:k])
+        yield Simulation(s.signals[:k], s.labels.iloc[:k], s.table.iloc[:k], s.beats[:k], s.true_labels.iloc[:k])
 
 def simulate(
     n,                        # records, at least one
@@ -318,12 +327,12 @@ def simulate(
 ) -> Simulation:
     "Simulated recordings in memory. Raises `PeaceError` for an unknown population, site or label"
     if n < 1: raise PeaceError(f"n is {n}: at least one record")
-    out, tables, truths, beats = np.empty((n, 12, int(fs * seconds)), np.float32), [], [], []
+    out, tables, truths, clean, beats = np.empty((n, 12, int(fs * seconds)), np.float32), [], [], [], []
     for i, s in enumerate(simulations(n, population=population, seed=seed, fs=fs, seconds=seconds, site=site, label_noise=label_noise, age_days=age_days,
                                       labels=labels, records_per_patient=records_per_patient)):
         out[i * BLOCK:i * BLOCK + len(s)] = s.signals
-        tables.append(s.table); truths.append(s.labels); beats += s.beats
-    return Simulation(out, pd.concat(truths), pd.concat(tables), beats)
+        tables.append(s.table); truths.append(s.labels); clean.append(s.true_labels); beats += s.beats
+    return Simulation(out, pd.concat(truths), pd.concat(tables), beats, pd.concat(clean))
 
 # %% ../../nbs/data/03_simulator.ipynb #1b86e063
 def simulate_blocks(
