@@ -204,19 +204,24 @@ def _shards(r, size):
         pieces += [g for _, g in rows.groupby(np.array(piece))]
     return pieces
 
-# %% ../../nbs/data/03b_simulated_cohorts.ipynb #df78b27a
+# %% ../../nbs/data/03b_simulated_cohorts.ipynb #d598e3f5
 def _simulate(s: CohortSettings, part: pd.DataFrame, number: int, rng):
     "Yield `(rows of the roster, Simulation, labels to write)` of a shard, a block of the simulator at a time."
     population = "child" if s.layout == "zzu-pecg" else "adult"
     stream = int(np.random.SeedSequence([s.seed, LAYOUTS.index(s.layout), number]).generate_state(1)[0])
+    first = part.drop_duplicates("patient")   # each person is drawn once: all his records show the same heart in the same chest
+    people = simulator.draw_patients(np.random.default_rng([stream, 1]), len(first), population, first.age_days.to_numpy())
+    people["sex"] = first.sex.to_numpy()
+    number_of = pd.Series(np.arange(len(first)), index=first.patient)
     for block in range(-(-len(part) // simulator.BLOCK)):
         rows = part.iloc[block * simulator.BLOCK:(block + 1) * simulator.BLOCK]
-        n, ages = len(rows), np.resize(rows.age_days.to_numpy(), simulator.BLOCK)
-        sim = simulator.simulate_block(block, population=population, seed=stream, fs=500, seconds=rows.seconds.iloc[0], age_days=ages)
-        sim = simulator.Simulation(sim.signals[:n], sim.labels.iloc[:n], sim.table.iloc[:n], sim.beats[:n])
+        who, age = number_of[rows.patient].to_numpy(), rows.age_days.to_numpy(float)
+        hearts = {k: v[who] for k, v in people.items()} | {"age_days": age, "years": age / 365.25}
+        sim = simulator.simulate_people(np.random.default_rng([stream, 2, block]), hearts, who, block, population, stream, 500, rows.seconds.iloc[0])
         true = sim.labels.to_numpy().astype(int)
         yield rows, sim, np.where(rng.random(true.shape) < s.label_noise, 1 - true, true)
 
+# %% ../../nbs/data/03b_simulated_cohorts.ipynb #c66c8bbb
 def _scramble(i, span, prime):
     "A number that looks random but is unique for each i below `span`, which `prime` does not divide."
     return int((int(i) * prime + 12345) % span)
