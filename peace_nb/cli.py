@@ -14,10 +14,10 @@ import typer
 from . import __version__
 from .settings import PeaceError
 
-# %% ../nbs/90_cli.ipynb #75a2bc8a
+# %% ../nbs/90_cli.ipynb #e48d0bb2
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="Reproduce PEACE: adult-to-child ECG transfer taught by clinical text. Research software, no medical device.")
-Model = Annotated[Path, typer.Option("--model", help="Folder of a checkpoint, for example paper/build/demo/models/sim2real.")]
+Model = Annotated[Path, typer.Option("--model", help="Folder of a checkpoint, for example paper/build/demo/models/sim2real/PEACE.")]
 
 @app.callback(invoke_without_command=True)
 def _version(version:Annotated[bool, typer.Option("--version", help="Print the version.")]=False):

@@ -5,21 +5,23 @@
 # %% auto #0
 __all__ = ['STYLE', 'collect_provenance', 'build_manuscript', 'build_report']
 
-# %% ../nbs/81_manuscript.ipynb #6fd7d53c
+# %% ../nbs/81_manuscript.ipynb #459cd920
 import base64, html, json, os
 from pathlib import Path
 import pandas as pd
 from . import __version__
 from .evaluation.tables import data_note
-from .pipeline import build_dir, environment, file_digest, write_json
+from .pipeline import build_dir, environment, file_digest, step_names, write_json
 from .settings import PeaceError, load_profile, project_root
 
-# %% ../nbs/81_manuscript.ipynb #d94ba791
+# %% ../nbs/81_manuscript.ipynb #ddfcf16a
 def collect_provenance(profile:str) -> dict:
     "Join the records of a build; a step that left no record is a fault."
     build = build_dir(profile)
-    records = [json.loads(p.read_text(encoding="utf-8")) for p in sorted((build / "provenance").glob("*.json"))]
-    if not records: raise PeaceError(f"{build / 'provenance'} holds no records: build the paper first.")
+    places = [build / "provenance" / f"{name}.json" for name in sorted(step_names(profile))]
+    missing = [p.name for p in places if not p.exists()]
+    if missing: raise PeaceError(f"{build / 'provenance'} lacks {', '.join(missing)}: build the paper first.")
+    records = [json.loads(p.read_text(encoding="utf-8")) for p in places]
     stores = {p.parent.name: json.loads(p.read_text(encoding="utf-8")).get("fingerprint") for p in sorted((build / "stores").glob("*/store.json"))}
     tables = {p.name: file_digest(p) for p in sorted((build / "tables").glob("*.csv"))}
     p = load_profile(profile)
@@ -52,14 +54,13 @@ def _table(path:Path) -> str:
     rows = pd.read_csv(path, dtype=str, keep_default_na=False)
     return f'<div class="wide">{rows.to_html(index=False, border=0, escape=True)}</div>'
 
-# %% ../nbs/81_manuscript.ipynb #933418ba
-def _notebook_pages(build:Path) -> list[Path]:
-    "Executed notebooks as HTML pages beside them."
+# %% ../nbs/81_manuscript.ipynb #f439689d
+def _notebook_pages(build:Path, names:list[str]) -> list[Path]:
+    "Executed notebooks of these steps as HTML pages beside them."
     import nbformat
     from nbconvert import HTMLExporter
     exporter, pages = HTMLExporter(), []
-    for nb in sorted((build / "notebooks").glob("*.ipynb")):
-        if nb.name.endswith(".partial.ipynb"): continue
+    for nb in (build / "notebooks" / f"{name}.ipynb" for name in names):
         page = nb.with_suffix(".html")
         if not page.exists() or page.stat().st_mtime < nb.stat().st_mtime:
             text, _ = exporter.from_notebook_node(nbformat.read(nb, 4))
@@ -67,12 +68,12 @@ def _notebook_pages(build:Path) -> list[Path]:
         pages.append(page)
     return pages
 
-# %% ../nbs/81_manuscript.ipynb #0461fed5
+# %% ../nbs/81_manuscript.ipynb #04622ca3
 def build_report(profile:str) -> Path:
     "Write `report.html`: note, tables, figures, executed notebooks, cost of each step."
     build = build_dir(profile)
     made = json.loads((build / "provenance.json").read_text(encoding="utf-8"))
-    links = "".join(f'<li><a href="notebooks/{html.escape(p.name)}">{html.escape(p.stem)}</a></li>' for p in _notebook_pages(build))
+    links = "".join(f'<li><a href="notebooks/{html.escape(p.name)}">{html.escape(p.stem)}</a></li>' for p in _notebook_pages(build, step_names(profile)))
     steps = pd.DataFrame(made["steps"])[["step", "started", "seconds", "peak_memory_mb", "threads"]].to_html(index=False, border=0)
     parts = [_section(p.stem.replace("_", " "), _table(p)) for p in sorted((build / "tables").glob("*.csv"))]
     parts += [_section(p.stem.replace("_", " "), _figure(p)) for p in sorted((build / "figures").glob("*.png"))]

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['SIGNAL', 'TRAIN', 'KNOWLEDGE', 'STAGES', 'LAUNCHER', 'PACKAGES', 'Stage', 'stage_settings', 'build_dir',
            'check_parameters', 'source_state', 'environment', 'file_digest', 'write_json', 'run_notebook', 'step_name',
-           'run_step', 'build_paper', 'products', 'require', 'read_split', 'render_readme', 'write_readme']
+           'run_step', 'step_names', 'build_paper', 'products', 'require', 'read_split', 'render_readme',
+           'write_readme']
 
 # %% ../nbs/80_pipeline.ipynb #9b21fa6e
 import contextlib, hashlib, importlib.metadata, json, os, platform, re, subprocess, sys, threading, time
@@ -16,9 +17,9 @@ from types import SimpleNamespace
 import psutil
 from .settings import PeaceError, Profile, ROOTS, data_kind, data_root, load_profile, project_root
 
-# %% ../nbs/80_pipeline.ipynb #606036af
+# %% ../nbs/80_pipeline.ipynb #b4ff490f
 SIGNAL = ("fs", "seconds", "band_low", "band_high")
-TRAIN = ("encoder", "batch_size", "weight_decay", "warmup", "clip", "ema", "precision", "patience")
+TRAIN = ("encoder", "weight_decay", "warmup", "clip", "ema", "precision", "patience")
 KNOWLEDGE = ("text_model", "lsbc_weight", "lsbc_weighting", "text_loss_weight")   # read by PEACE alone
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Stage:
     settings: tuple[str, ...]        # keys of the profile it reads
     library: tuple[str, ...]         # folders of peace_nb its results come from
 
-# %% ../nbs/80_pipeline.ipynb #4fce346d
+# %% ../nbs/80_pipeline.ipynb #f8b2eaab
 _cohort = lambda *own: Stage("50_cohorts", ("cohort_seed", "label_noise", *SIGNAL, *own), ("data",))
 _all = ("data", "models", "methods", "training")
 STAGES = {
@@ -36,28 +37,27 @@ STAGES = {
     "cohort-child": _cohort("child_root", "child_patients"),
     "cohort-ptbxl": _cohort("ptbxl_root", "ptbxl_patients"),
     "cohort-extra": _cohort("extra_test_patients"),
-    "pretrain": Stage("51_pretrain", (*TRAIN, "learning_rate", "pretrain_epochs"), _all),
-    "transfer": Stage("52_transfer", (*TRAIN, "finetune_learning_rate", "finetune_epochs", "child_settings", "cohort_seed"), (*_all, "evaluation")),
-    "sim2real-train": Stage("53_sim2real_train", (*SIGNAL, *TRAIN, "cohort_seed", "label_noise", "learning_rate", "sim2real_method", "sim2real_records", "sim2real_epochs"), _all),
-    "sim2real-test": Stage("54_sim2real_test", ("bootstrap",), (*_all, "evaluation")),
-    "table-1": Stage("60_table_1_cohorts", (), ("data",)),
-    "table-2": Stage("61_table_2_transfer", ("methods", "seeds", "child_settings", "bootstrap"), ("evaluation",)),
-    "table-3": Stage("62_table_3_sim2real", (), ("evaluation",)),
-    "figure-1": Stage("70_figure_1_framework", (), ()),
-    "figure-2": Stage("71_figure_2_training", ("methods", "seeds"), ()),
-    "figure-3": Stage("72_figure_3_labels", ("methods", "seeds", "bootstrap"), ("evaluation",)),
-    "figure-4": Stage("73_figure_4_ecgs", ("cohort_seed",), ("data",)),
+    "pretrain": Stage("51_pretrain", (*TRAIN, "batch_size", "learning_rate", "pretrain_epochs"), _all),
+    "transfer": Stage("52_transfer", (*TRAIN, "finetune_batch_size", "finetune_learning_rate", "finetune_epochs", "child_settings", "extra_test_patients"), _all),
+    "sim2real-train": Stage("53_sim2real_train", (*SIGNAL, *TRAIN, *KNOWLEDGE, "cohort_seed", "label_noise", "batch_size", "learning_rate", "sim2real_methods", "sim2real_records", "sim2real_epochs"), _all),
+    "sim2real-test": Stage("54_sim2real_test", ("bootstrap", "sim2real_methods", "sim2real_least"), (*_all, "evaluation")),
+    "table-1": Stage("60_table_1_cohorts", ("extra_test_patients",), ("data", "evaluation")),
+    "table-2": Stage("61_table_2_transfer", ("methods", "seeds", "child_settings", "bootstrap"), ("data", "training", "evaluation")),
+    "table-3": Stage("62_table_3_sim2real", ("sim2real_methods", "sim2real_least"), ("data", "evaluation")),
+    "figure-1": Stage("70_figure_1_framework", (), ("data", "evaluation")),
+    "figure-2": Stage("71_figure_2_training", ("methods", "seeds"), ("evaluation",)),
+    "figure-3": Stage("72_figure_3_labels", ("methods", "seeds", "child_settings", "bootstrap"), ("data", "training", "evaluation")),
+    "figure-4": Stage("73_figure_4_ecgs", ("cohort_seed",), ("data", "evaluation")),
 }
 
-# %% ../nbs/80_pipeline.ipynb #6acf8921
+# %% ../nbs/80_pipeline.ipynb #b15f49a2
 def stage_settings(stage:str,            # key of `STAGES`
                    profile:str,          # section of `settings.ini`
                    method:str|None=None  # the method being trained, where there is one
                   ) -> SimpleNamespace:
     "The settings that `stage` may read, and no others."
-    p = load_profile(profile)
-    keys = STAGES[stage].settings
-    if (method or (p.sim2real_method if stage.startswith("sim2real") else "")) == "PEACE" and "encoder" in keys: keys = (*keys, *KNOWLEDGE)
+    p, keys = load_profile(profile), STAGES[stage].settings
+    if method == "PEACE" and stage == "pretrain": keys = (*keys, *KNOWLEDGE)
     return SimpleNamespace(**{k: getattr(p, k) for k in keys})
 
 def build_dir(profile:str) -> Path:
@@ -196,17 +196,31 @@ def run_step(stage:str, profile:str, **params) -> dict:
     print(f"{datetime.now():%H:%M:%S}  {name}: {entry['seconds']:.0f} s, {entry['peak_memory_mb']} MB", flush=True)
     return entry
 
+# %% ../nbs/80_pipeline.ipynb #9569c90c
+def step_names(profile:str) -> list[str]:
+    "The names of all steps of a profile's paper."
+    p, found = load_profile(profile), []
+    for stage in STAGES:
+        if stage == "cohort-extra" and not p.extra_test_patients: continue
+        each = [dict(method=m, seed=k) for m in p.methods for k in p.seeds] if stage in ("pretrain", "transfer") else [{}]
+        found += [step_name(stage, **params) for params in each]
+    return found
+
 # %% ../nbs/80_pipeline.ipynb #96c3c01e
 def _snakemake(profile:str, cores:int, targets, extra=()) -> list[str]:
     "The command line that builds `targets` (all of the paper where empty)."
     return [sys.executable, "-m", "snakemake", "--snakefile", str(project_root() / "paper" / "Snakefile"), "--directory", str(build_dir(profile)),
             "--cores", str(cores), "--config", f"profile={profile}", "--rerun-incomplete", "--nolock", "--quiet", "all", *extra, "--", *targets]
 
-# %% ../nbs/80_pipeline.ipynb #13ed2dd8
+# %% ../nbs/80_pipeline.ipynb #b6477629
 def build_paper(profile:str="demo", cores:int=2, targets=()) -> Path:
     "Build the paper of `profile`, or only `targets` (paths below its build folder); returns the build folder. Raises `PeaceError` where a step fails."
     from filelock import FileLock, Timeout
-    for cohort in ROOTS: data_root(load_profile(profile), cohort)   # a fault in a root is told before any work
+    from peace_nb.methods.protocol import METHODS
+    p = load_profile(profile)
+    for cohort in ROOTS: data_root(p, cohort)   # a fault in a root or a name is told before any work
+    for m in (*p.methods, *p.sim2real_methods):
+        if m not in METHODS: raise PeaceError(f"settings.ini [{profile}] names the method {m!r}, but there are {', '.join(METHODS)}.")
     build = build_dir(profile)
     build.mkdir(parents=True, exist_ok=True)
     try:

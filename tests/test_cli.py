@@ -34,7 +34,7 @@ def ecg(): return simulate(1, population="adult", seed=3, fs=500, seconds=12).si
 
 
 @pytest.fixture(scope="module")
-def model(smoke): return smoke / "models" / "sim2real"
+def model(smoke): return smoke / "models" / "sim2real" / "PEACE"
 
 
 def probabilities(record, model):
