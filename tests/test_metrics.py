@@ -7,6 +7,7 @@ from sklearn.metrics import average_precision_score, balanced_accuracy_score, f1
 from peace_nb.evaluation.metrics import (bootstrap_auroc, combine_seeds, draws, fit_thresholds, panel, patient_weights, scorable, summarise,
                                          weighted_auprc, weighted_auroc)
 from peace_nb.settings import PeaceError
+from peace_nb.training.trainer import macro_auroc
 
 
 def invent(seed, n=None, labels=5, ties=False, missing=0.0):
@@ -81,14 +82,35 @@ def test_order_of_rows_and_slices_of_memory_change_nothing():
     for metric in whole: np.testing.assert_allclose(whole[metric], sliced[metric], atol=1e-12)
 
 
-def test_thresholds_know_nothing_of_the_test_set():
-    val, test = invent(7, n=100), invent(8, n=100)
-    thresholds = fit_thresholds(val)
-    changed = test.assign(truth=1 - test["truth"])
-    assert thresholds.equals(fit_thresholds(val))
-    one, other = summarise(test, thresholds, n_boot=0), summarise(changed, thresholds, n_boot=0)
-    both = one["scored"].astype(bool) & (one["label"] != "macro")
-    np.testing.assert_allclose(one.loc[both, "bacc"], 1 - other.loc[both, "bacc"])   # same decisions, opposite truths
+def shifted(seed, shift, n=300):
+    "One label whose scores are separable but for a little noise, with the boundary at `shift`"
+    rng = np.random.default_rng(seed)
+    y = (rng.random(n) < 0.3).astype(float)
+    score = 1 / (1 + np.exp(-(4 * y - 2 + 8 * (shift - 0.5) + rng.normal(0, 0.8, n))))
+    return pd.DataFrame({"record_id": [f"r{i}" for i in range(n)], "patient_id": [f"p{i}" for i in range(n)], "label": "L0", "score": score, "truth": y})
+
+
+def test_decisions_use_the_thresholds_of_validation():
+    "When the test scores are shifted, thresholds tuned on the test set would show better numbers: what is reported must be the worse ones"
+    val, test = shifted(7, 0.4), shifted(8, 0.7)
+    honest, cheating = fit_thresholds(val), fit_thresholds(test)
+    table, better = (summarise(test, t, n_boot=0).set_index("label").loc["L0"] for t in (honest, cheating))
+    assert abs(honest.loc["L0", "bacc"] - cheating.loc["L0", "bacc"]) > 0.1
+    for metric, of in (("bacc", balanced_accuracy_score), ("f1", f1_score)):
+        assert table[metric] == pytest.approx(of(test["truth"], test["score"] >= honest.loc["L0", metric]), abs=1e-12)
+        assert table[metric] < better[metric] - 0.02
+    assert table["auroc"] == better["auroc"] and table["auprc"] == better["auprc"]       # ranks need no threshold
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_trainer_chooses_by_the_same_macro_auroc(seed):
+    "Training has a few lines of its own, since it must not import the evaluation: the two must not drift apart"
+    pred = invent(seed, ties=seed % 2 == 0, missing=0.2 * (seed % 3 == 0))
+    wide = {c: pred.pivot(index="record_id", columns="label", values=c) for c in ("truth", "score")}
+    mean, each = macro_auroc(wide["truth"].to_numpy(), wide["score"].to_numpy())
+    table = summarise(pred, n_boot=0).set_index("label")
+    np.testing.assert_allclose(each, table.loc[wide["truth"].columns, "auroc"].to_numpy(float), atol=1e-12)
+    assert mean == pytest.approx(table.loc["macro", "auroc"], abs=1e-12, nan_ok=True)
 
 
 def test_seeds_may_have_different_test_patients():
