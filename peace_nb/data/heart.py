@@ -126,7 +126,7 @@ def draw_conditions(
     for name in force: apply_force(c, name, rng)
     return c
 
-# %% ../../nbs/data/03a_heart.ipynb #315d6afa
+# %% ../../nbs/data/03a_heart.ipynb #de0d9639
 def draw_rhythm_conditions(rng, p, c, have, if_ill, ill):
     "Rhythm: exclusive supraventricular rhythms first, then rate, extra beats and conduction on top of sinus rhythm"
     child, young = p["child"], p["years"] < 45
@@ -139,7 +139,7 @@ def draw_rhythm_conditions(rng, p, c, have, if_ill, ill):
     sinus = ~(af | fl | svt | a3 | a2)
     have("tachy", np.where(child, .08, np.where(ill, .10, .05)), sinus)
     have("brady", np.where(child, .06, np.where(ill, .08, .13)), sinus & (c["tachy"] == 0))
-    have("sarrh", np.where(child, .25, np.where(young, .22, .10)), sinus & (c["tachy"] == 0))
+    have("sarrh", np.where(child, .25, np.where(young, .24, .11)), sinus & (c["tachy"] == 0))
     have("avb1", np.where(child, .04, .03 + if_ill(.12, .6)), sinus)
     have("pac", np.where(child, .05, .04 + if_ill(.08, .5)), sinus | a2)
     have("pvc", np.where(child, .06, .04 + if_ill(.10, .5)), ~svt)

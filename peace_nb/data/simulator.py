@@ -165,7 +165,7 @@ def frontal_axis(m):
     "Frontal QRS axis in degrees, −180…180, from the net area of I and aVF"
     return np.degrees(np.arctan2(m["net"][:, 5] * 2 / np.sqrt(3), m["net"][:, 0]))
 
-# %% ../../nbs/data/03_simulator.ipynb #a706bc9d
+# %% ../../nbs/data/03_simulator.ipynb #7fd84834
 def read_labels(rng, p, c, iv, m, rate, spread, axis, seen):
     "Labels by clinical criteria from measured truth; readers differ a little at every threshold"
     n, child = len(rate), p["child"]
@@ -175,7 +175,7 @@ def read_labels(rng, p, c, iv, m, rate, spread, axis, seen):
     sinus = (c["af"] + c["flutter"] + c["svt"] + c["avb2"] + c["avb3"]) == 0
     y["STACH"] = sinus & soft(rate, lim("heart_rate", 98, 100), 1.5)
     y["SBRAD"] = sinus & soft(-rate, -lim("heart_rate", 2, 59), 1.5)
-    y["SARRH"] = sinus & (c["sarrh"] > 0) & (c["pac"] == 0) & soft(spread, .14, .03)
+    y["SARRH"] = sinus & (c["pac"] == 0) & soft(spread, np.where(c["sarrh"] > 0, .14, .20), .025)
     y["PAC"], y["PVC"] = seen["pac"], seen["pvc"]
     y["SVT"], y["AFIB"], y["AFLT"] = c["svt"] > 0, c["af"] > 0, c["flutter"] > 0
     y["AVB1"] = sinus & soft(iv["pr"] * 1e3, lim("pr_ms", 98, 202), 3)
