@@ -139,6 +139,23 @@ def test_half_build_of_other_settings_is_thrown_away(tmp_path):
     assert sc.write_simulated_cohort(root=tmp_path / "c", **kw)["n_records"] >= 6
 
 
+@pytest.mark.parametrize("names, word", [(("thesis.txt",), "thesis.txt"), (("files", "record_list.csv"), "real data"), (("settings.json", "photos"), "photos")])
+def test_a_folder_that_is_only_named_like_a_half_build_is_refused(tmp_path, names, word):
+    partial = tmp_path / "c.partial"; partial.mkdir()
+    for n in names: (partial / n).write_text("mine")
+    with pytest.raises(PeaceError, match=word): sc.write_simulated_cohort("ptb-xl", tmp_path / "c", 2, rates=(100,))
+    assert {p.name: p.read_text() for p in partial.iterdir()} == {n: "mine" for n in names} and not (tmp_path / "c").exists()
+
+
+def test_an_unreadable_note_or_marker_is_another_build(tmp_path):
+    kw = dict(layout="ptb-xl", n_patients=2, rates=(100,))
+    (tmp_path / "c.partial" / "_shards").mkdir(parents=True); (tmp_path / "c.partial" / "settings.json").write_bytes(b'{"simul\xff')
+    sc.write_simulated_cohort(root=tmp_path / "c", **kw)
+    (tmp_path / "c" / sc.MARKER).write_text("{")
+    with pytest.raises(PeaceError, match="other settings"): sc.write_simulated_cohort(root=tmp_path / "c", **kw)
+    assert sc.write_simulated_cohort(root=tmp_path / "c", overwrite=True, **kw)["n_patients"] == 2
+
+
 def test_two_processes_write_the_same_bytes(tmp_path):
     kw = dict(layout="zzu-pecg", n_patients=24, seed=8, shard=10)
     sc.write_simulated_cohort(root=tmp_path / "one", jobs=1, **kw)

@@ -93,7 +93,7 @@ PTBXL_CODES = {  # label -> alternatives; each alternative is a set of statement
 _SINUS = {"STACH", "SBRAD", "SARRH", "SVT", "AFIB", "AFLT"}  # labels that replace the plain statement SR
 _UNSURE = ("LVH", "RVH", "WPW", "LQT", "LAFB")               # statements that PTB-XL grades, used for the doubtful ones
 
-# %% ../../nbs/data/03b_phrases.ipynb #7fb6de03
+# %% ../../nbs/data/03b_phrases.ipynb #9c64cc38
 def scp_codes(
     positives,          # label names that are written
     rng=None,
@@ -116,9 +116,10 @@ def heart_axis(positives, angle=np.nan, rng=None, missing=.39):
     if "LAD" in positives: return "ALAD"   # PTB-XL's own LAD is the German Linkstyp, which is not yet a deviation
     if "RAD" in positives: return "ARAD" if angle > 150 else "RAD"
     if rng.random() < missing: return None
+    if np.isfinite(angle) and -30 <= angle <= 10: return "LAD"   # Linkstyp: to the left, and normal
     return "MID" if not np.isfinite(angle) or 10 < angle < 75 else "AXL" if angle <= 10 else "AXR"
 
-# %% ../../nbs/data/03b_phrases.ipynb #c21c0e55
+# %% ../../nbs/data/03b_phrases.ipynb #aa9b7976
 PTBXL_PHRASES = {  # label: (German, English)
     "NORM": ("normales ekg", "normal ecg."), "STACH": ("sinustachykardie", "sinus tachycardia."), "SBRAD": ("sinusbradykardie", "sinus bradycardia."),
     "SARRH": ("sinus arrhythmie", "sinus arrhythmia."), "PAC": ("supraventrikulÄre extrasystole(n)", "premature atrial contraction(s)."),
@@ -127,19 +128,24 @@ PTBXL_PHRASES = {  # label: (German, English)
     "AVB23": ("a-v block ii", "second degree a-v block."), "WPW": ("prÄexzitation", "wolff-parkinson-white pattern."),
     "LBBB": ("linksschenkelblock", "left bundle branch block."), "RBBB": ("rechtsschenkelblock", "right bundle branch block."),
     "IRBBB": ("inkompletter rechtsschenkelblock", "incomplete right bundle branch block."), "LAFB": ("linksanteriorer hemiblock", "left anterior fascicular block."),
-    "RAD": ("rechtstyp", "right axis deviation."), "LAD": ("linkstyp", "left axis deviation."), "LVH": ("linkshypertrophie", "left ventricular hypertrophy."),
+    "RAD": ("rechtstyp", "right axis deviation."), "LAD": ("ueberdrehter linkstyp", "left axis deviation."), "LVH": ("linkshypertrophie", "left ventricular hypertrophy."),
     "RVH": ("rechtshypertrophie", "right ventricular hypertrophy."), "LVHV": ("hohe qrs amplituden", "voltages are high in chest leads."),
     "AE": ("p-sinistrocardiale", "left atrial enlargement."), "LOWV": ("periphere niederspannung", "low limb lead voltage."),
     "QWAVE": ("q-zacken in ii iii avf", "q waves in ii, iii, avf."), "LQT": ("qt-verlÄngerung", "prolonged qt."),
     "STDEV": ("st-senkung", "st segments are depressed."), "TABN": ("unspezifisches abnormales t", "minor non-specific t wave changes."),
 }
 
-def ptbxl_report(positives, german=True) -> str:
+def ptbxl_report(
+    positives,     # label names that are written
+    german=True,   # or English
+    axis=None,     # the code of `heart_axis`; German reports name the normal Linkstyp too
+) -> str:
     "A report in the lower-case phrases of PTB-XL, German or English."
     have = [k for k in PTBXL_PHRASES if k in set(positives) and k != "NORM"]
     sinus = [] if set(have) & _SINUS else ["sinusrhythmus" if german else "sinus rhythm."]
     end = [PTBXL_PHRASES["NORM"][not german]] if "NORM" in set(positives) else []
-    return " ".join(sinus + [PTBXL_PHRASES[k][not german] for k in have] + end)
+    leaning = ["linkstyp"] if german and axis == "LAD" else []
+    return " ".join(sinus + leaning + [PTBXL_PHRASES[k][not german] for k in have] + end)
 
 # %% ../../nbs/data/03b_phrases.ipynb #f5b9516a
 ZZU_FINDINGS = {
