@@ -6,7 +6,7 @@
 __all__ = ['MAX_SAMPLES', 'COLUMNS', 'YEAR', 'COHORTS', 'AGE_BANDS', 'read_header', 'read_record', 'Cohort', 'load_cohort',
            'check_disjoint', 'split_by_patient', 'split_by_fold', 'development_half']
 
-# %% ../../nbs/data/04_cohorts.ipynb #27411baa
+# %% ../../nbs/data/04_cohorts.ipynb #ef811c7d
 import hashlib, logging, os
 from dataclasses import dataclass
 from fractions import Fraction
@@ -20,6 +20,7 @@ import wfdb
 from fastcore.basics import patch
 from ecgbench.labels import mimic_iv_ecg as _mimic_source, ptbxl as _ptbxl_source, zzu_pecg as _zzu_source
 
+from ..files import frame_bytes
 from ..settings import PeaceError
 from .labels import LABELS, labels_from_aha, labels_from_report, labels_from_scp
 from .signals import LEADS, MIN_SECONDS, canonical_lead, select_leads
@@ -166,15 +167,10 @@ def signal(self: Cohort,
     x[~mask] = 0
     return x, mask
 
-# %% ../../nbs/data/04_cohorts.ipynb #f068c008
-def _frame_bytes(df: pd.DataFrame) -> bytes:
-    "A frame as hash input: column names, index and values."
-    plain = df.astype({c: str for c in df.columns if df[c].dtype == object})
-    return repr(list(df.columns)).encode() + pd.util.hash_pandas_object(plain).to_numpy().tobytes()
-
+# %% ../../nbs/data/04_cohorts.ipynb #f2b05505
 def _fingerprint(c: Cohort, most: int = 20_000) -> str:
     "Content hash of a cohort; the same wherever the folder lies."
-    h = hashlib.sha256(c.name.encode() + _frame_bytes(c.table) + _frame_bytes(c.labels))
+    h = hashlib.sha256(c.name.encode() + frame_bytes(c.table) + frame_bytes(c.labels))
     for path in c.table["path"].iloc[:: max(1, -(-len(c.table) // most))]:
         hea, dat = (c.root / f"{path}{e}" for e in (".hea", ".dat"))
         h.update(hea.read_bytes() if hea.is_file() else b"missing")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MICROVOLT', 'FILES', 'to_int16', 'to_mv', 'SignalStore', 'StoreDataset', 'fit_normaliser']
 
-# %% ../../nbs/data/05_store.ipynb #9051768c
+# %% ../../nbs/data/05_store.ipynb #363b5db6
 import hashlib, io, json, os, shutil
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor
@@ -19,6 +19,7 @@ import pandas as pd
 from fastcore.basics import patch
 from tqdm import tqdm
 
+from ..files import frame_bytes, replacing, temporary_for, write_json
 from ..settings import PeaceError
 from .signals import LEADS, SignalSpec, Normaliser, prepare_flagged, quality_text
 
@@ -38,22 +39,13 @@ def to_mv(units: np.ndarray) -> np.ndarray: # float32
     "Stored units back to millivolts."
     return units * MICROVOLT
 
-# %% ../../nbs/data/05_store.ipynb #5812ac2e
-def _write_atomic(path: Path, write):
-    "Run `write(temporary path)`, then rename: the file exists whole or not at all."
-    tmp = path.with_name(path.name + ".tmp")
-    write(tmp)
-    os.replace(tmp, path)
-
-def _write_json(path: Path, content: dict):
-    _write_atomic(path, lambda p: p.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8"))
-
+# %% ../../nbs/data/05_store.ipynb #d24c8d40
 FILES = ("signals.npy", "table.parquet", "labels.parquet", "set_aside.csv", "store.json")
 
 def _clear(folder: Path):
     "Remove a store or the remains of a build, and refuse to remove a folder that holds anything else."
     if not folder.exists(): return
-    strange = sorted(p.name for p in folder.iterdir() if p.name.removesuffix(".tmp") not in (*FILES, "parts", "plan.json"))
+    strange = sorted(p.name for p in folder.iterdir() if (temporary_for(p.name) or p.name) not in (*FILES, "parts", "plan.json"))
     if strange: raise PeaceError(f"{folder} holds {strange[0]}, which is no part of a signal store; move it away or choose another path")
     shutil.rmtree(folder)
 
@@ -63,7 +55,7 @@ def _npy_header(shape: tuple) -> bytes:
     np.lib.format.write_array_header_1_0(buffer, {"descr": "<i2", "fortran_order": False, "shape": tuple(map(int, shape))})
     return buffer.getvalue()
 
-# %% ../../nbs/data/05_store.ipynb #9ec9be2d
+# %% ../../nbs/data/05_store.ipynb #8bcf03a6
 @dataclass
 class _Chunk:
     "Prepared records on their way to disk."
@@ -76,14 +68,11 @@ class _Chunk:
 
 _NO_BAD = pd.DataFrame({"record_id": pd.Series(dtype=str), "reason": pd.Series(dtype=str)})
 
-def _frame_digest(df: pd.DataFrame) -> str:
-    "A content hash of a frame: names, index and every value."
-    h = hashlib.sha256("\x1f".join(map(str, df.columns)).encode())
-    plain = df.astype({c: str for c in df.columns if df[c].dtype == object})
-    h.update(pd.util.hash_pandas_object(plain, index=True).to_numpy().tobytes())
-    return h.hexdigest()
+def _write_frame(df: pd.DataFrame, path: Path):
+    "A Parquet file, whole or not at all. Not synced: what a power failure takes is prepared again."
+    with replacing(path, sync=False) as tmp: df.to_parquet(tmp)
 
-# %% ../../nbs/data/05_store.ipynb #a5a2534e
+# %% ../../nbs/data/05_store.ipynb #c8b5d701
 class _Writer:
     "Appends chunks to `<path>.partial` and turns it into `<path>` when all is there."
     def __init__(self, path: Path, spec: SignalSpec, plan: str):
@@ -91,10 +80,10 @@ class _Writer:
         self.dir = path.with_name(path.name + ".partial")
         self.parts, self.file = self.dir / "parts", self.dir / "signals.npy"
         note = self.dir / "plan.json"
-        if not (note.exists() and json.loads(note.read_text(encoding="utf-8")).get("plan") == plan):
+        if _plan_of(note) != plan:
             _clear(self.dir)   # the remains of another build: of no use, and not a store
             self.parts.mkdir(parents=True)
-            _write_json(note, {"plan": plan, "spec": spec.to_dict()})
+            write_json(note, {"plan": plan, "spec": spec.to_dict()})
         self.receipts = self._contiguous()
         self.rows = sum(r["rows"] for r in self.receipts)
         self._open()
@@ -118,9 +107,15 @@ class _Writer:
 
     @property
     def done(self) -> int: return len(self.receipts)   # chunks already on disk
-    def discard(self): self.f.close(); shutil.rmtree(self.dir)
+    def close(self): self.f.close()
+    def discard(self): self.close(); shutil.rmtree(self.dir)
 
-# %% ../../nbs/data/05_store.ipynb #7ec43463
+def _plan_of(note: Path):
+    "The plan of an unfinished build; None when there is none or it cannot be read, which counts as another build."
+    try: return json.loads(note.read_text(encoding="utf-8")).get("plan")
+    except (OSError, ValueError, AttributeError): return None
+
+# %% ../../nbs/data/05_store.ipynb #4cd139c3
 @patch
 def append(self: _Writer, chunk: _Chunk):
     "Signals first, then the receipt that vouches for them."
@@ -128,26 +123,27 @@ def append(self: _Writer, chunk: _Chunk):
     self.f.write(raw); self.f.flush()
     stem = self.parts / f"{self.done:07d}"
     masks = pd.DataFrame(chunk.mask, columns=[f"mask_{l}" for l in self.spec.leads], index=chunk.table.index)
-    _write_atomic(stem.with_suffix(".table"), chunk.table.join(masks).to_parquet)
-    _write_atomic(stem.with_suffix(".labels"), chunk.labels.to_parquet)
+    _write_frame(chunk.table.join(masks), stem.with_suffix(".table"))
+    _write_frame(chunk.labels, stem.with_suffix(".labels"))
     receipt = {"rows": len(chunk.units), "clipped": chunk.clipped, "sha256": hashlib.sha256(raw).hexdigest(),
                "bad": chunk.bad.to_dict("records")}
-    _write_json(stem.with_suffix(".json"), receipt)
+    write_json(stem.with_suffix(".json"), receipt, sync=False)
     self.receipts.append(receipt); self.rows += receipt["rows"]
 
-# %% ../../nbs/data/05_store.ipynb #c43505aa
+# %% ../../nbs/data/05_store.ipynb #b269c86a
 @patch
 def finish(self: _Writer, source: str, note: dict) -> Path:
     "Write header, tables and `store.json`, then rename the folder into place."
-    self.f.seek(0); self.f.write(_npy_header((self.rows, len(self.spec.leads), self.spec.n))); self.f.close()
+    self.f.seek(0); self.f.write(_npy_header((self.rows, len(self.spec.leads), self.spec.n)))
+    self.f.flush(); os.fsync(self.f.fileno()); self.close()
     stems = [self.parts / f"{i:07d}" for i in range(self.done)]
     frames = {k: _concat([pd.read_parquet(s.with_suffix(f".{k}")) for s in stems]) for k in ("table", "labels")}
-    for k, df in frames.items(): _write_atomic(self.dir / f"{k}.parquet", df.to_parquet)
+    for k, df in frames.items(): _write_frame(df, self.dir / f"{k}.parquet")
     bad = pd.DataFrame([b for r in self.receipts for b in r["bad"]], columns=["record_id", "reason"])
     bad.to_csv(self.dir / "set_aside.csv", index=False, lineterminator="\n")
-    digest = hashlib.sha256(json.dumps([self.spec.to_dict(), [_frame_digest(f) for f in frames.values()],
+    digest = hashlib.sha256(json.dumps([self.spec.to_dict(), [hashlib.sha256(frame_bytes(f)).hexdigest() for f in frames.values()],
                                         [r["sha256"] for r in self.receipts]]).encode()).hexdigest()
-    _write_json(self.dir / "store.json", {
+    write_json(self.dir / "store.json", {
         "format": 1, "spec": self.spec.to_dict(), "records": self.rows, "set_aside": len(bad), "unit": "1 µV",
         "clipped_samples": sum(r["clipped"] for r in self.receipts), "source": source, "fingerprint": digest,
         "chunks": [[r["rows"], r["sha256"]] for r in self.receipts], **note})
@@ -325,7 +321,7 @@ def _chunks(cohort, spec: SignalSpec, todo: list, jobs: int):
             if len(queue) >= 3 * jobs: yield queue.popleft().result()
         while queue: yield queue.popleft().result()
 
-# %% ../../nbs/data/05_store.ipynb #73119ace
+# %% ../../nbs/data/05_store.ipynb #32087684
 @patch(cls_method=True)
 def build(cls: SignalStore,
     cohort, # has `.table`, `.labels`, `.fingerprint`, `.part(ids)` and `.raw(record_id) -> (signal (C, T) mV, names, fs)`
@@ -343,14 +339,16 @@ def build(cls: SignalStore,
     ids = list(cohort.table.index)
     todo = [ids[i: i + chunk] for i in range(0, len(ids), chunk)]
     writer = _Writer(path, spec, json.dumps([source, spec.to_dict(), chunk]))
-    with tqdm(total=len(ids), initial=min(writer.done * chunk, len(ids)), unit="ECG", disable=None if progress else True, desc=path.name, leave=False) as bar:
-        for done in _chunks(cohort, spec, todo[writer.done:], jobs):
-            writer.append(done); bar.update(len(done.table) + len(done.bad))
-    if not writer.rows:
-        why = f": {writer.receipts[0]['bad'][0]['reason']}" if writer.receipts and writer.receipts[0]["bad"] else ""
-        writer.discard()
-        raise PeaceError(f"no record of {cohort.name} could be used{why}")
-    writer.finish(source, {"built_by": "build", "cohort": cohort.name})
+    try:
+        with tqdm(total=len(ids), initial=min(writer.done * chunk, len(ids)), unit="ECG", disable=None if progress else True, desc=path.name, leave=False) as bar:
+            for done in _chunks(cohort, spec, todo[writer.done:], jobs):
+                writer.append(done); bar.update(len(done.table) + len(done.bad))
+        if not writer.rows:
+            why = f": {writer.receipts[0]['bad'][0]['reason']}" if writer.receipts and writer.receipts[0]["bad"] else ""
+            writer.discard()
+            raise PeaceError(f"no record of {cohort.name} could be used{why}")
+        writer.finish(source, {"built_by": "build", "cohort": cohort.name})
+    finally: writer.close()   # an open file could be neither moved nor removed on Windows
     return cls.open(path, spec)
 
 # %% ../../nbs/data/05_store.ipynb #f35d8562

@@ -6,7 +6,7 @@
 __all__ = ['SETTINGS', 'Setting', 'setting', 'check_split', 'rows_of', 'support_set', 'support_report', 'training_rows',
            'train_normaliser', 'epoch_batches', 'lr_factor', 'param_groups']
 
-# %% ../../nbs/training/30_protocol.ipynb #d422a2f4
+# %% ../../nbs/training/30_protocol.ipynb #388e1fa6
 import re
 from dataclasses import dataclass
 
@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
+from ..data.cohorts import check_disjoint
 from ..data.signals import Normaliser
 from ..data.store import fit_normaliser
 from ..settings import PeaceError
@@ -37,7 +38,7 @@ def setting(
 
 SETTINGS = tuple(setting(name) for name in ("zero-shot", "50-shot", "full"))  # the three of the paper
 
-# %% ../../nbs/training/30_protocol.ipynb #56c674ad
+# %% ../../nbs/training/30_protocol.ipynb #52c4d9eb
 def check_split(
     patients: pd.Series,  # patient_id, indexed by record_id
     split: pd.Series,     # "train", "val" or "test", indexed by record_id
@@ -46,8 +47,7 @@ def check_split(
     if not split.index.equals(patients.index): raise PeaceError("the split and the table list different records, or in another order.")
     unknown = sorted(set(split) - {"train", "val", "test"})
     if unknown: raise PeaceError(f"the split holds an unknown part {unknown[0]!r}: expected 'train', 'val' or 'test'.")
-    parts = split.groupby(patients.to_numpy()).nunique()
-    if (parts > 1).any(): raise PeaceError(f"patient {parts.index[parts > 1][0]} is in {parts.max()} parts of the split: split by patient.")
+    check_disjoint(patients.to_frame("patient_id"), split)
     frame = pd.DataFrame({"part": split.to_numpy(), "patient": patients.to_numpy()})
     return frame.groupby("part")["patient"].agg(records="size", patients="nunique")
 
