@@ -85,10 +85,30 @@ def test_an_interrupted_run_goes_on_and_asks_nothing_twice(service, tmp_path):
 
 @pytest.mark.parametrize("answer", ["not json", "{}", json.dumps(GOOD | {"extra": "x."}), json.dumps(GOOD | {"st_t": ""}),
                                     json.dumps(GOOD | {"st_t": "word " * 80 + "."}), json.dumps(GOOD | {"st_t": "A {placeholder}."}), json.dumps(GOOD | {"st_t": 5})])
-def test_an_unusable_answer_is_refused_and_nothing_is_written(service, tmp_path, answer):
+def test_an_unusable_answer_is_refused_but_kept(service, tmp_path, answer):
     service.reply = lambda n: (200, answer)
-    with pytest.raises(PeaceError, match="draft of AVB1") as e: K.describe(tmp_path / "d.yaml", labels=["AVB1"], base_url=service.url)
-    assert "\n" not in str(e.value) and list(tmp_path.iterdir()) == []
+    journal = tmp_path / "d.yaml.jsonl"
+    for _ in range(2):   # the second time from the journal: nothing is asked, and paid, twice
+        with pytest.raises(PeaceError, match="draft of AVB1.*delete its line") as e: K.describe(tmp_path / "d.yaml", labels=["AVB1"], base_url=service.url)
+        assert "\n" not in str(e.value) and list(tmp_path.iterdir()) == [journal]
+    record = json.loads(journal.read_text(encoding="utf-8"))
+    assert record["answer"] == answer and record["texts"] == {} and len(service.requests) == 1
+    journal.write_text(""); service.reply = lambda n: (200, json.dumps(GOOD))
+    K.describe(tmp_path / "d.yaml", labels=["AVB1"], base_url=service.url)
+    assert len(service.requests) == 2
+
+
+def test_a_torn_journal_is_read_and_a_spoiled_one_named(service, tmp_path):
+    out, journal = tmp_path / "d.yaml", tmp_path / "d.yaml.jsonl"
+    service.reply = lambda n: (200, json.dumps({a: f"Drafted text {'abcd'[n - 1]} for the {a} axis." for a in K.AXES}))
+    K.describe(out, labels=["AVB1", "LVH"], base_url=service.url)
+    journal.write_bytes(journal.read_bytes()[:-30])
+    with pytest.warns(UserWarning, match="last line is incomplete"): K.describe(out, labels=["AVB1", "LVH"], base_url=service.url)
+    assert len(service.requests) == 3      # only the torn answer is asked for again
+    K.describe(out, labels=["AVB1", "LVH"], base_url=service.url)
+    assert len(service.requests) == 3 and len(journal.read_text(encoding="utf-8").splitlines()) == 2
+    journal.write_text("nonsense\n" + journal.read_text(encoding="utf-8"), encoding="utf-8")
+    with pytest.raises(PeaceError, match="d.yaml.jsonl: line 1"): K.describe(out, labels=["AVB1"], base_url=service.url)
 
 
 def test_no_key_no_request(service, tmp_path, monkeypatch):

@@ -7,10 +7,11 @@ __all__ = ['BANDS', 'POPULATIONS', 'MAX_WORDS', 'CHILD_DEFAULT', 'PROMPT', 'KEY_
            'check_text', 'Entry', 'Knowledge', 'load_knowledge', 'dump_knowledge', 'draft_prompt', 'parse_draft',
            'gemini_client', 'Draft', 'describe']
 
-# %% ../../nbs/data/06_knowledge.ipynb #b5b62c50
+# %% ../../nbs/data/06_knowledge.ipynb #28041291
 import json
 import os
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
@@ -23,6 +24,7 @@ import yaml
 
 from .labels import AXES, LABELS
 from .norms import NORMS
+from ..files import write_text
 from ..settings import PeaceError
 
 # %% ../../nbs/data/06_knowledge.ipynb #14d6ccf7
@@ -213,18 +215,13 @@ def load_knowledge(
     _refuse_twins(entries, where)
     return Knowledge(entries, data["sources"], data["author"], data["review"], str(data["date"]))
 
-# %% ../../nbs/data/06_knowledge.ipynb #3160d479
+# %% ../../nbs/data/06_knowledge.ipynb #80821ec9
 def dump_knowledge(
     data: Mapping, # the plain content of a knowledge file
     path: str | Path, # where to write it
 ) -> Path:
     "Write a knowledge file whole or not at all."
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(path.name + ".tmp")
-    tmp.write_text(yaml.safe_dump(dict(data), sort_keys=False, allow_unicode=True, width=140), encoding="utf-8")
-    os.replace(tmp, path)
-    return path
+    return write_text(path, yaml.safe_dump(dict(data), sort_keys=False, allow_unicode=True, width=140))
 
 # %% ../../nbs/data/06_knowledge.ipynb #0b8cdec8
 PROMPT = """You are helping a cardiologist to describe electrocardiogram findings.
@@ -281,7 +278,7 @@ def _ask(client, model: str, prompt: str, label: str) -> str | None:
     except Exception as e:   # httpx and aiohttp errors share no base class that both versions of the library export
         raise PeaceError(f"draft of {label}: the service could not be reached ({type(e).__name__})") from None
 
-# %% ../../nbs/data/06_knowledge.ipynb #05994bf4
+# %% ../../nbs/data/06_knowledge.ipynb #73427c3e
 @dataclass
 class Draft:
     "One question and its answer."
@@ -294,8 +291,19 @@ class Draft:
     texts: dict[str, str] = field(default_factory=dict)
 
 def _read_journal(path: Path) -> list[Draft]:
-    if not path.is_file(): return []
-    return [Draft(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    "All drafts of a journal. A torn last line (a full disk, a half copy) is skipped with a warning; a fault elsewhere is a `PeaceError`."
+    lines = [l for l in path.read_text(encoding="utf-8", errors="replace").split("\n") if l.strip()] if path.is_file() else []
+    drafts = []
+    for i, line in enumerate(lines):
+        try: drafts.append(Draft(**json.loads(line)))
+        except (ValueError, TypeError):
+            if i < len(lines) - 1: raise PeaceError(f"{path.name}: line {i + 1} is not a record of a draft; correct or delete it") from None
+            warnings.warn(f"{path.name}: the last line is incomplete and is skipped; its label will be asked again")
+    return drafts
+
+def _write_journal(path: Path, drafts: Sequence[Draft]) -> None:
+    "The journal is short, so it is written anew each time, whole or not at all."
+    write_text(path, "".join(json.dumps(vars(d), ensure_ascii=False) + "\n" for d in drafts))
 
 def _merge(base: dict, drafts: Sequence[Draft]) -> dict:
     "Put drafted texts into the content of a knowledge file"
@@ -310,7 +318,7 @@ def _merge(base: dict, drafts: Sequence[Draft]) -> dict:
             base["labels"][d.label][axis] = entry | {"author": d.model, "review": "machine draft, reviewed by nobody"}
     return base
 
-# %% ../../nbs/data/06_knowledge.ipynb #f533d430
+# %% ../../nbs/data/06_knowledge.ipynb #19931167
 def describe(
     out: str | Path, # the knowledge file to write; the journal stands beside it as `<name>.jsonl`
     labels: Sequence[str] = LABELS, # label ids to draft
@@ -322,17 +330,19 @@ def describe(
     out, client = Path(out), None
     prompts = {label: draft_prompt(label, population) for label in labels}
     journal = out.with_name(out.name + ".jsonl")
-    done = {(d.prompt, d.model): d for d in _read_journal(journal) if d.texts}
+    known = _read_journal(journal)
+    done = {(d.prompt, d.model): d for d in known}
     drafts = []
     for label, prompt in prompts.items():
         if (prompt, model) not in done:
             client = client or gemini_client(base_url)
-            draft = Draft(label, population, model, date.today().isoformat(), prompt, _ask(client, model, prompt, label))
-            draft.texts = parse_draft(draft.answer, label)
-            journal.parent.mkdir(parents=True, exist_ok=True)
-            with journal.open("a", encoding="utf-8") as f: f.write(json.dumps(vars(draft), ensure_ascii=False) + "\n")
-            done[prompt, model] = draft
-        drafts.append(done[prompt, model])
+            draft = done[prompt, model] = Draft(label, population, model, date.today().isoformat(), prompt, _ask(client, model, prompt, label))
+            known.append(draft); _write_journal(journal, known)   # before it is judged
+        draft = done[prompt, model]
+        try: draft.texts = draft.texts or parse_draft(draft.answer, label)
+        except PeaceError as e: raise PeaceError(f"{e}; the answer is kept in {journal.name}, delete its line to ask again") from None
+        drafts.append(draft)
+    if drafts: _write_journal(journal, known)
     base = _parse_yaml((files("peace_nb.data") / "knowledge.yaml").read_text(encoding="utf-8"), "knowledge.yaml")
     dump_knowledge(_merge(base, drafts), out)
     load_knowledge(out)
