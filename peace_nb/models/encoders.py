@@ -175,11 +175,11 @@ def forward(
         mask = drop_leads(signals.new_ones(signals.shape[:2]) if mask is None else mask, self.lead_dropout)
     return self.blocks(self.stem(signals, mask)).squeeze(2).transpose(1, 2)
 
-# %% ../../nbs/models/10_encoders.ipynb #b84ae8ea
+# %% ../../nbs/models/10_encoders.ipynb #b20b19d1
 ENCODER_SIZES = {
-    "tiny": dict(widths=(16, 24, 32, 48), depths=(1, 1, 1, 1), kernels=(5, 5, 9, 9), stem=(15, 4)),
-    "small": dict(widths=(32, 64, 128, 160), depths=(1, 1, 1, 2), kernels=(5, 5, 9, 9), stem=(15, 4)),
-    "base": dict(widths=(64, 128, 192, 256), depths=(2, 2, 2, 2), kernels=(5, 5, 9, 9), stem=(15, 4)),
+    "tiny": dict(widths=(16, 24, 32, 48), depths=(1, 1, 1, 1), kernels=(7, 5, 5, 5), stem=(15, 4)),
+    "small": dict(widths=(32, 64, 128, 192), depths=(1, 1, 1, 2), kernels=(7, 5, 5, 5), stem=(15, 4)),
+    "base": dict(widths=(64, 128, 192, 256), depths=(2, 2, 2, 2), kernels=(7, 5, 5, 5), stem=(15, 4)),
     "paper": dict(widths=(256, 384, 512, 768), depths=(3, 4, 23, 3), kernels=(5, 5, 5, 5), stem=(15, 4), block=Bottleneck),
 }
 
