@@ -1,5 +1,5 @@
 "The text encoder: no network, and no other weights than the published ones."
-import socket
+import os, shutil, socket, subprocess, sys
 
 import pytest
 import torch
@@ -17,7 +17,6 @@ def test_the_default_encoder_never_opens_a_connection(tmp_path, monkeypatch):
 
 
 def test_exchanged_weights_are_refused(tmp_path, monkeypatch):
-    import shutil
     folder = tmp_path / "model"; shutil.copytree(T.minilm_folder(), folder)
     with open(folder / "model.safetensors", "r+b") as f: f.seek(-1, 2); f.write(b"\x01")
     monkeypatch.setattr(T, "minilm_folder", lambda: folder)
@@ -28,7 +27,6 @@ def test_exchanged_weights_are_refused(tmp_path, monkeypatch):
 
 
 def test_a_folder_with_truncated_weights_ends_in_one_sentence(tmp_path):
-    import shutil
     folder = tmp_path / "model"; shutil.copytree(T.minilm_folder(), folder)
     data = (folder / "model.safetensors").read_bytes(); (folder / "model.safetensors").write_bytes(data[:1000])
     with pytest.raises(PeaceError) as e: T.embed_texts(["x"], model=folder, cache=tmp_path / "cache")
@@ -36,9 +34,45 @@ def test_a_folder_with_truncated_weights_ends_in_one_sentence(tmp_path):
 
 
 def test_an_encoder_that_would_be_half_random_is_refused(tmp_path):
-    import shutil
     from safetensors.torch import load_file, save_file
     folder = tmp_path / "model"; shutil.copytree(T.minilm_folder(), folder)
     weights = load_file(folder / "model.safetensors")
     save_file({k: v for k, v in weights.items() if "layer.3" not in k}, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(PeaceError, match="weights are missing"): T.embed_texts(["x"], model=folder, cache=tmp_path / "cache")
+
+
+def test_weights_in_a_pickle_are_refused(tmp_path):
+    folder = tmp_path / "model"; shutil.copytree(T.minilm_folder(), folder)
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(PeaceError, match="safetensors"): T.embed_texts(["x"], model=folder, cache=tmp_path / "cache")
+
+
+def test_another_tokenizer_is_another_model(tmp_path):
+    folder = tmp_path / "model"; shutil.copytree(T.minilm_folder(), folder)
+    before = T.model_identity(folder)
+    config = folder / "tokenizer_config.json"; config.write_text(config.read_text(encoding="utf-8").replace("true", "false", 1), encoding="utf-8")
+    assert T.model_identity(folder) != before
+
+
+HUB = """
+import sys
+from peace_nb.models import text as T
+from peace_nb.settings import PeaceError
+print(T.model_identity("some/encoder"), T.model_identity("some/encoder@v1"), T.encode(["a text"], "some/encoder@v1").shape)
+for name in ("some/encoder@v2", "some/pickled"):
+    try: T.encode(["a text"], name); print("READ")
+    except PeaceError as e: print(e)
+"""
+
+def test_a_hub_name_with_a_revision(tmp_path):
+    "A cache as Hugging Face lays it out, made by hand; nothing touches the network."
+    for name, commit, refs in (("encoder", "a" * 40, ("main", "v1")), ("pickled", "b" * 40, ("main",))):
+        home = tmp_path / "hub" / f"models--some--{name}"; (home / "refs").mkdir(parents=True)
+        shutil.copytree(T.minilm_folder(), home / "snapshots" / commit)
+        for ref in refs: (home / "refs" / ref).write_text(commit)
+        if name == "pickled": (home / "snapshots" / commit / "model.safetensors").rename(home / "snapshots" / commit / "pytorch_model.bin")
+    env = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    out = subprocess.run([sys.executable, "-c", HUB], env=env, capture_output=True, text=True, timeout=300)
+    lines = out.stdout.splitlines()
+    assert lines[0] == f"hub:some/encoder@{'a' * 40} hub:some/encoder@{'a' * 40} torch.Size([1, 384])", out.stderr[-2000:]
+    assert "not on this machine" in lines[1] and "some/pickled" in lines[2] and "READ" not in lines
