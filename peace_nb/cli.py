@@ -6,8 +6,8 @@
 __all__ = ['app', 'Model', 'paper', 'run_step', 'manuscript', 'report', 'predict_record', 'predict', 'evaluate_cohort',
            'evaluate', 'describe', 'main']
 
-# %% ../nbs/90_cli.ipynb #10e8d6c5
-import json, os, sys, tempfile
+# %% ../nbs/90_cli.ipynb #7b6e5a11
+import json, sys, tempfile
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
@@ -76,7 +76,7 @@ def _show(found:dict, top:int|None=None):
         print(f"  {label:6} {p:7.3f}  {LABEL_TABLE.loc[label, 'name']}")
     print("Research software, no medical device: probabilities are a network's scores, not diagnoses.")
 
-# %% ../nbs/90_cli.ipynb #da7dbaf9
+# %% ../nbs/90_cli.ipynb #e2483528
 def _plot(record:Path, found:dict, out:Path, top:int=3):
     "The ECG on ECG paper, with the top findings above it."
     import matplotlib
@@ -84,13 +84,12 @@ def _plot(record:Path, found:dict, out:Path, top:int=3):
     from peace_nb.data.cohorts import read_record
     from peace_nb.data.plots import plot_ecg
     from peace_nb.data.signals import select_leads
+    from peace_nb.files import replacing
     signal, names, fs = read_record(record)
     x, mask = select_leads(signal, names)
     best = sorted(found["probabilities"].items(), key=lambda kv: -kv[1])[:top]
     fig = plot_ecg(x, fs, mask=mask, title=Path(record).name, findings=["   ".join(f"{l} {p:.2f}" for l, p in best)])
-    tmp = out.with_name(out.name + ".tmp.png")
-    fig.savefig(tmp, dpi=150, bbox_inches="tight")
-    os.replace(tmp, out)
+    with replacing(out) as tmp: fig.savefig(tmp, format="png", dpi=150, bbox_inches="tight")
 
 # %% ../nbs/90_cli.ipynb #0882430e
 @app.command()

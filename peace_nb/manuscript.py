@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['STYLE', 'collect_provenance', 'build_manuscript', 'build_report']
 
-# %% ../nbs/81_manuscript.ipynb #459cd920
-import base64, html, json, os
+# %% ../nbs/81_manuscript.ipynb #59bc306c
+import base64, html, json
 from pathlib import Path
 import pandas as pd
 from . import __version__
 from .evaluation.tables import data_note
-from .pipeline import build_dir, environment, file_digest, step_names, write_json
+from .files import file_digest, replacing, write_json, write_text
+from .pipeline import build_dir, environment, step_names
 from .settings import PeaceError, load_profile, project_root
 
 # %% ../nbs/81_manuscript.ipynb #ddfcf16a
@@ -28,17 +29,17 @@ def collect_provenance(profile:str) -> dict:
     return {"profile": profile, "note": data_note(profile), "version": __version__, "simulated": p.adult_root == "simulated", "data": stores, "tables_sha256": tables,
             "steps": records, **environment()}
 
-# %% ../nbs/81_manuscript.ipynb #e012e80a
+# %% ../nbs/81_manuscript.ipynb #500674b6
 def build_manuscript(profile:str) -> Path:
     "Write `provenance.json` and `paper.pdf`. Raises `PeaceError` with Typst's own words where it does not compile."
     import typst
     build, root = build_dir(profile), project_root() / "paper"
     made = collect_provenance(profile)
-    write_json(build / "provenance.json", {**made, "commit": made["commit"] or "unknown"})
-    tmp = build / "paper.tmp.pdf"
-    try: typst.compile(str(root / "manuscript.typ"), output=str(tmp), root=str(root), sys_inputs={"build": build.relative_to(root).as_posix(), "note": data_note(profile)})
+    write_json(build / "provenance.json", {**made, "commit": made["commit"] or "unknown"}, default=str)
+    inputs = {"build": build.relative_to(root).as_posix(), "note": data_note(profile)}
+    try: pdf = typst.compile(str(root / "manuscript.typ"), root=str(root), sys_inputs=inputs, format="pdf")
     except typst.TypstError as e: raise PeaceError(f"manuscript.typ does not compile: {e}") from None
-    os.replace(tmp, build / "paper.pdf")
+    with replacing(build / "paper.pdf") as tmp: tmp.write_bytes(pdf)
     return build / "paper.pdf"
 
 # %% ../nbs/81_manuscript.ipynb #7560ff11
@@ -54,7 +55,7 @@ def _table(path:Path) -> str:
     rows = pd.read_csv(path, dtype=str, keep_default_na=False)
     return f'<div class="wide">{rows.to_html(index=False, border=0, escape=True)}</div>'
 
-# %% ../nbs/81_manuscript.ipynb #f439689d
+# %% ../nbs/81_manuscript.ipynb #ce8419a3
 def _notebook_pages(build:Path, names:list[str]) -> list[Path]:
     "Executed notebooks of these steps as HTML pages beside them."
     import nbformat
@@ -64,11 +65,11 @@ def _notebook_pages(build:Path, names:list[str]) -> list[Path]:
         page = nb.with_suffix(".html")
         if not page.exists() or page.stat().st_mtime < nb.stat().st_mtime:
             text, _ = exporter.from_notebook_node(nbformat.read(nb, 4))
-            page.write_text(text, encoding="utf-8", newline="\n")
+            write_text(page, text)
         pages.append(page)
     return pages
 
-# %% ../nbs/81_manuscript.ipynb #04622ca3
+# %% ../nbs/81_manuscript.ipynb #29112778
 def build_report(profile:str) -> Path:
     "Write `report.html`: note, tables, figures, executed notebooks, cost of each step."
     build = build_dir(profile)
@@ -79,7 +80,4 @@ def build_report(profile:str) -> Path:
     parts += [_section(p.stem.replace("_", " "), _figure(p)) for p in sorted((build / "figures").glob("*.png"))]
     body = (f"<h1>PEACE, regenerated</h1><p class='note'>{html.escape(data_note(profile))} Commit {html.escape(made['commit'])}. <a href='paper.pdf'>paper.pdf</a>, <a href='provenance.json'>provenance.json</a></p>"
             + "".join(parts) + _section("Executed notebooks", f"<ul>{links}</ul>") + _section("What was run", steps))
-    page, tmp = build / "report.html", build / "report.tmp.html"
-    tmp.write_text(f"<!doctype html><html lang='en'><meta charset='utf-8'><title>PEACE, regenerated ({html.escape(profile)})</title><style>{STYLE}</style><body>{body}</body></html>\n", encoding="utf-8", newline="\n")
-    os.replace(tmp, page)
-    return page
+    return write_text(build / "report.html", f"<!doctype html><html lang='en'><meta charset='utf-8'><title>PEACE, regenerated ({html.escape(profile)})</title><style>{STYLE}</style><body>{body}</body></html>\n")

@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['SIGNAL', 'TRAIN', 'KNOWLEDGE', 'STAGES', 'LAUNCHER', 'PACKAGES', 'Stage', 'stage_settings', 'build_dir',
-           'check_parameters', 'source_state', 'environment', 'file_digest', 'write_json', 'run_notebook', 'step_name',
-           'run_step', 'step_names', 'build_paper', 'products', 'require', 'read_split', 'render_readme',
-           'write_readme']
+           'check_parameters', 'source_state', 'environment', 'run_notebook', 'step_name', 'run_step', 'step_names',
+           'build_paper', 'products', 'require', 'read_split', 'render_readme', 'write_readme']
 
-# %% ../nbs/80_pipeline.ipynb #9b21fa6e
-import contextlib, hashlib, importlib.metadata, json, os, platform, re, subprocess, sys, threading, time
+# %% ../nbs/80_pipeline.ipynb #2427edc0
+import contextlib, importlib.metadata, os, platform, re, subprocess, sys, threading, time
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from types import SimpleNamespace
 import psutil
+from .files import file_digest, write_json, write_text
 from .settings import PeaceError, Profile, ROOTS, data_kind, data_root, load_profile, project_root
 
 # %% ../nbs/80_pipeline.ipynb #b4ff490f
@@ -117,21 +117,6 @@ def environment() -> dict:
     return {"python": platform.python_version(), "platform": platform.platform(), "cores": os.cpu_count(),
             "packages": {p: importlib.metadata.version(p) for p in PACKAGES}, **source_state()}
 
-# %% ../nbs/80_pipeline.ipynb #3f9dcec0
-def file_digest(path:Path, block:int=2**20) -> str:
-    "SHA-256 of a file."
-    h = hashlib.sha256()
-    with open(path, "rb") as f:
-        while chunk := f.read(block): h.update(chunk)
-    return h.hexdigest()
-
-def write_json(path:Path, value):
-    "Write JSON so that the file is either whole or not there."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(path.name + ".tmp")
-    tmp.write_text(json.dumps(value, indent=1, sort_keys=True, default=str) + "\n", encoding="utf-8", newline="\n")
-    os.replace(tmp, path)
-
 # %% ../nbs/80_pipeline.ipynb #e6cefa03
 @contextlib.contextmanager
 def _stderr_to(path:Path):
@@ -157,7 +142,7 @@ def _execute(notebook:Path, partial:Path, params:dict, threads:int):
         raise PeaceError(f"{notebook.name} stopped in cell {e.exec_count}: {said} (executed copy: {partial})") from None
     finally: os.environ.pop("PEACE_STEP", None)
 
-# %% ../nbs/80_pipeline.ipynb #f6a5e8b0
+# %% ../nbs/80_pipeline.ipynb #e9396c27
 def run_notebook(notebook:Path|str,     # source notebook
                  out:Path|str,          # executed copy
                  params:dict|None=None, # its parameters
@@ -174,7 +159,7 @@ def run_notebook(notebook:Path|str,     # source notebook
     with _watch() as memory, _stderr_to(out.with_suffix(".log")): _execute(notebook, partial, params, threads)
     entry = {"notebook": notebook.name, "parameters": params, "threads": threads, "started": stamp, "seconds": round(time.perf_counter() - start, 1),
              "peak_memory_mb": round(memory["peak_mb"]), "source_sha256": file_digest(notebook), **(notes or {}), **environment()}
-    write_json(Path(record or out.with_suffix(".json")), entry)
+    write_json(Path(record or out.with_suffix(".json")), entry, default=str)
     os.replace(partial, out)
     out.with_suffix(".log").unlink()
     return entry
@@ -256,7 +241,7 @@ def read_split(path:Path|str) -> "pd.Series":
     import pandas as pd
     return pd.read_csv(path, dtype=str).set_index("record_id")["split"]
 
-# %% ../nbs/80_pipeline.ipynb #64f8f52c
+# %% ../nbs/80_pipeline.ipynb #605f3b85
 def render_readme(notebook:Path|None=None) -> str:
     "`nbs/index.ipynb` as the text of README.md: prose and displayed results, links as seen from the top of the project."
     import nbformat
@@ -272,5 +257,4 @@ def render_readme(notebook:Path|None=None) -> str:
 def write_readme() -> Path:
     "Write README.md at the top of the project."
     path = project_root() / "README.md"
-    path.write_text(render_readme(), encoding="utf-8", newline="\n")
-    return path
+    return write_text(path, render_readme())

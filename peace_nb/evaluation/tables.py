@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['REPORTED_KEY', 'load_reported', 'reported_auroc', 'number', 'cell', 'data_note', 'save_table', 'save_figure']
 
-# %% ../../nbs/evaluation/46_tables.ipynb #3612faa8
-import math, os
+# %% ../../nbs/evaluation/46_tables.ipynb #2cdca7ab
+import math
 from pathlib import Path
 import pandas as pd
 import yaml
+from ..files import replacing, write_text
 from ..settings import PeaceError, data_kind, load_profile, project_root
 
 # %% ../../nbs/evaluation/46_tables.ipynb #5055a625
@@ -50,24 +51,16 @@ def data_note(profile:str) -> str:
     p = load_profile(profile)
     return f"Data: {data_kind(p)}. Profile: {profile}. Seeds: {len(p.seeds)}."
 
-# %% ../../nbs/evaluation/46_tables.ipynb #35f34d72
+# %% ../../nbs/evaluation/46_tables.ipynb #d204921a
 def save_table(df:pd.DataFrame, path:Path|str, decimals:int=4) -> Path:
     "Write a table as CSV; floats with fixed decimals. Returns the path."
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(path.name + ".tmp")
-    df.to_csv(tmp, index=False, float_format=f"%.{decimals}f", lineterminator="\n", encoding="utf-8")
-    os.replace(tmp, path)
-    return path
+    return write_text(path, df.to_csv(index=False, float_format=f"%.{decimals}f", lineterminator="\n"))
 
-# %% ../../nbs/evaluation/46_tables.ipynb #7e7a84e1
+# %% ../../nbs/evaluation/46_tables.ipynb #69582109
 def save_figure(fig, stem:Path|str, dpi:int=200) -> list[Path]:
     "Write a matplotlib figure as `stem.png` and `stem.pdf`, reproducibly. Returns the paths."
     stem, paths = Path(stem), []
-    stem.parent.mkdir(parents=True, exist_ok=True)
     for kind, blank in (("png", {"Software": None}), ("pdf", {"CreationDate": None, "Creator": None, "Producer": None})):
-        tmp, path = stem.with_name(f"{stem.name}.tmp.{kind}"), stem.with_name(f"{stem.name}.{kind}")
-        fig.savefig(tmp, dpi=dpi, bbox_inches="tight", metadata=blank)
-        os.replace(tmp, path)
-        paths.append(path)
+        paths.append(stem.with_name(f"{stem.name}.{kind}"))
+        with replacing(paths[-1]) as tmp: fig.savefig(tmp, format=kind, dpi=dpi, bbox_inches="tight", metadata=blank)
     return paths
