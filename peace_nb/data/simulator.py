@@ -165,7 +165,7 @@ def frontal_axis(m):
     "Frontal QRS axis in degrees, −180…180, from the net area of I and aVF"
     return np.degrees(np.arctan2(m["net"][:, 5] * 2 / np.sqrt(3), m["net"][:, 0]))
 
-# %% ../../nbs/data/03_simulator.ipynb #7fd84834
+# %% ../../nbs/data/03_simulator.ipynb #e280d0e2
 def read_labels(rng, p, c, iv, m, rate, spread, axis, seen):
     "Labels by clinical criteria from measured truth; readers differ a little at every threshold"
     n, child = len(rate), p["child"]
@@ -183,9 +183,9 @@ def read_labels(rng, p, c, iv, m, rate, spread, axis, seen):
     for lab, name in (("WPW", "wpw"), ("LBBB", "lbbb"), ("RBBB", "rbbb")): y[lab] = c[name] > 0
     y["IRBBB"] = soft(c["irbbb"], .28, .08)                                # a small r′ in V1 is a variant of the normal
     y["LAFB"] = (c["lafb"] > 0) & soft(-axis, 32, 5)
-    lo, hi = lim("axis_deg", 2, -16), lim("axis_deg", 98, 92)
+    lo, hi = lim("axis_deg", 2, -30), lim("axis_deg", 98, 92)
     ax = np.where(child & (axis < -90), axis + 360, axis)
-    y["LAD"], y["RAD"] = soft(-ax, -lo, 5 if child.all() else 11) & (ax > -91), (soft(ax, hi, 5) | ((axis < -90) & ~child))
+    y["LAD"], y["RAD"] = soft(-ax, -lo, 5) & (ax > -91), (soft(ax, hi, 5) | ((axis < -90) & ~child))
     return read_voltage_labels(rng, y, soft, lim, p, c, iv, m)
 
 # %% ../../nbs/data/03_simulator.ipynb #fc788c78
@@ -226,13 +226,13 @@ def read_voltage_labels(rng, y, soft, lim, p, c, iv, m):
     y["NORM"] = ~bad & ~hidden
     return pd.DataFrame(y).astype(float)
 
-# %% ../../nbs/data/03_simulator.ipynb #c3e576dd
+# %% ../../nbs/data/03_simulator.ipynb #99b577b7
 LINES = dict(STACH="Sinus tachycardia", SBRAD="Sinus bradycardia", SARRH="Sinus arrhythmia", PAC="Premature atrial complexes", PVC="Premature ventricular complexes",
              SVT="Supraventricular tachycardia", AFIB="Atrial fibrillation", AFLT="Atrial flutter", AVB1="First degree AV block", AVB23="Second or third degree AV block",
              WPW="Ventricular preexcitation (WPW)", LBBB="Left bundle branch block", RBBB="Right bundle branch block", IRBBB="Incomplete right bundle branch block",
              LAFB="Left anterior fascicular block", RAD="Right axis deviation", LAD="Left axis deviation", LVH="Left ventricular hypertrophy", RVH="Right ventricular hypertrophy",
              LVHV="Voltage criteria for left ventricular hypertrophy", AE="Left atrial enlargement", LOWV="Low QRS voltages", QWAVE="Abnormal Q waves",
-             LQT="Prolonged QT interval", STDEV="ST depression", TABN="T wave abnormality")
+             LQT="Prolonged QT interval", STDEV="Nonspecific ST abnormality", TABN="T wave abnormality")
 
 def report_lines(labels, row):
     "The lines an ECG cart would print for one record"
