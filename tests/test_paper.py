@@ -123,3 +123,21 @@ def test_every_notebook_is_in_the_readme():
     for p in ROOT.glob("nbs/**/*.ipynb"):
         if ".ipynb_checkpoints" in p.parts or p.name == "index.ipynb": continue
         assert p.relative_to(ROOT).as_posix() in text, p
+
+
+def test_the_manuscript_is_the_same_bytes_again(smoke):
+    from peace_nb.manuscript import build_manuscript
+    before = (smoke / "paper.pdf").read_bytes()
+    kept = {p: p.read_bytes() for p in (smoke / "paper.pdf", smoke / "provenance.json")}
+    try: assert build_manuscript("smoke").read_bytes() == before
+    finally:
+        for p, data in kept.items(): p.write_bytes(data)   # and their times do not matter: the report is younger either way
+
+
+def test_a_step_without_its_record_is_not_done(smoke):
+    "A notebook that was run by hand leaves a table but no record; the paper must run that step again."
+    record = smoke / "provenance" / "table-1.json"
+    hidden = record.with_suffix(".hidden")
+    record.rename(hidden)
+    try: assert "table_1" in plan()
+    finally: hidden.rename(record)
