@@ -14,7 +14,7 @@ from fastcore.basics import patch
 
 from ..settings import PeaceError
 
-# %% ../../nbs/models/13_alignment.ipynb #16199ea6
+# %% ../../nbs/models/13_alignment.ipynb #bf6990b6
 class KnowledgeComposer(nn.Module):
     "Frozen descriptor embeddings → axis tokens and one fused vector per record."
     def __init__(
@@ -22,11 +22,13 @@ class KnowledgeComposer(nn.Module):
         embeddings: torch.Tensor,  # (K, A, dim), from a frozen text encoder
         d: int,  # width of the axis tokens
         d_align: int,  # width of the shared space
+        negatives: bool = False,  # also tell what a record does *not* have, through projections of their own
     ):
         super().__init__()
         axes, dim = embeddings.shape[1:]
         self.register_buffer("embeddings", embeddings.detach().clone().float())
         self.project = nn.Parameter(torch.randn(axes, dim, d))  # unit-length input, so entries of order one come out
+        self.deny = nn.Parameter(torch.randn(axes, dim, d)) if negatives else None
         self.fuse = nn.Sequential(nn.Linear(axes * d, d), nn.GELU(), nn.Linear(d, d_align))
 
 # %% ../../nbs/models/13_alignment.ipynb #a2ffef32
@@ -37,15 +39,16 @@ def label_share(
     positive = (labels == 1).float()
     return positive / positive.sum(1, keepdim=True).clamp(min=1)
 
-# %% ../../nbs/models/13_alignment.ipynb #d06a7368
+# %% ../../nbs/models/13_alignment.ipynb #23d2dd27
 @patch
 def forward(
     self: KnowledgeComposer,
     labels: torch.Tensor,  # (B, K) of 0, 1 and NaN
 ) -> tuple:  # axis tokens (B, A, d), fused unit vectors (B, d_align)
     "Compose the descriptors of each record's positive labels."
-    descriptors = torch.einsum("kae,aed->kad", self.embeddings, self.project)
-    tokens = torch.einsum("bk,kad->bad", label_share(labels), descriptors)
+    descriptors = lambda project: torch.einsum("kae,aed->kad", self.embeddings, project)
+    tokens = torch.einsum("bk,kad->bad", label_share(labels), descriptors(self.project))
+    if self.deny is not None: tokens = tokens + torch.einsum("bk,kad->bad", label_share(1 - labels), descriptors(self.deny))
     return tokens, F.normalize(self.fuse(tokens.flatten(1)).float(), dim=-1)
 
 # %% ../../nbs/models/13_alignment.ipynb #f761f36a

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['compose_axes', 'KnowledgeBranch', 'PEACE', 'check_settings', 'label_positions']
 
-# %% ../../nbs/models/15_peace.ipynb #295f35bb
+# %% ../../nbs/models/15_peace.ipynb #e07ac98c
 import copy
 import torch
 from torch import nn
@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from .alignment import KnowledgeComposer, Temperature, lsbc_loss
 from .curriculum import AdaptiveFusion
 from .encoders import AttentionPool
-from .label_query import LabelQueryNetwork, masked_bce, text_queries
+from .label_query import LabelQueryNetwork, PooledHead, masked_bce, text_queries
 from ..settings import PeaceError
 
 # %% ../../nbs/models/15_peace.ipynb #072304a5
@@ -28,7 +28,7 @@ def compose_axes(
     if axes == "fused": return embeddings.mean(1, keepdim=True)
     raise PeaceError(f"Unknown axes {axes!r}: choose 'three' or 'fused'.")
 
-# %% ../../nbs/models/15_peace.ipynb #2c774fea
+# %% ../../nbs/models/15_peace.ipynb #92f7a730
 class KnowledgeBranch(nn.Module):
     "Everything that exists in training only; delete it and `predict` does not change."
     def __init__(
@@ -38,9 +38,10 @@ class KnowledgeBranch(nn.Module):
         d: int,  # width of the axis tokens
         d_align: int,  # width of the shared space
         tau: float,  # starting temperature
+        negatives: bool = False,  # compose the absent labels too
     ):
         super().__init__()
-        self.compose = KnowledgeComposer(embeddings, d, d_align)
+        self.compose = KnowledgeComposer(embeddings, d, d_align, negatives)
         self.pool, self.align = AttentionPool(d_encoder), nn.Linear(d_encoder, d_align)
         self.temperature = Temperature(tau)
 
@@ -48,7 +49,7 @@ class KnowledgeBranch(nn.Module):
         "h: the pooled ECG feature in the shared space, (B, d_align), unit length."
         return F.normalize(self.align(self.pool(tokens)).float(), dim=-1)
 
-# %% ../../nbs/models/15_peace.ipynb #6c1a9931
+# %% ../../nbs/models/15_peace.ipynb #d2aa0e4c
 class PEACE(nn.Module):
     "Label queries over ECG tokens, taught by three axes of clinical text; a `Method`."
     name = "PEACE"
@@ -72,6 +73,8 @@ class PEACE(nn.Module):
         caf: bool = True,  # False: the gate is always 1
         axes: str = "three",  # "fused": one text per label
         queries: str = "text",  # "learned": start the queries at random
+        lqn: bool = True,  # False: one pooling for all labels instead of label queries
+        negatives: bool = False,  # True: descriptors of absent labels are composed too
         ramp: str = "cosine",  # shape of the gate's ramp: "cosine" or "linear"
         momentum: float = 0.98,  # of the smoothed classification loss
     ):
@@ -81,9 +84,9 @@ class PEACE(nn.Module):
         self.beta, self.lam, self.weighting, self.lsbc = beta, lam, weighting, lsbc
         start = text_queries(embeddings, d) if text and queries == "text" else None
         self.enter = nn.Linear(encoder.d, d)
-        self.lqn = LabelQueryNetwork(len(labels), d, depth, heads, dropout=dropout, queries=start)
+        self.lqn = LabelQueryNetwork(len(labels), d, depth, heads, dropout=dropout, queries=start) if lqn else PooledHead(len(labels), d)
         self.gate = AdaptiveFusion(ramp, momentum, enabled=caf)
-        self.knowledge = KnowledgeBranch(compose_axes(embeddings, axes), encoder.d, d, d_align, tau) if text else None
+        self.knowledge = KnowledgeBranch(compose_axes(embeddings, axes), encoder.d, d, d_align, tau, negatives) if text else None
 
 # %% ../../nbs/models/15_peace.ipynb #883270ab
 def check_settings(embeddings: torch.Tensor | None, labels: tuple, text: bool, weighting: str, axes: str, queries: str):
@@ -153,7 +156,7 @@ def label_positions(
     if missing: raise PeaceError(f"The model has no label {', '.join(missing)}; it has {', '.join(have)}.")
     return [list(have).index(l) for l in want]
 
-# %% ../../nbs/models/15_peace.ipynb #6bb79a36
+# %% ../../nbs/models/15_peace.ipynb #7828f6b0
 @patch
 def restrict(
     self: PEACE,
@@ -161,8 +164,7 @@ def restrict(
 ) -> PEACE:
     "A copy that knows only these labels: their queries, scores and descriptors."
     at, new = label_positions(self.labels, labels), copy.deepcopy(self)
-    for name in ("queries", "weight", "bias"):
-        setattr(new.lqn, name, nn.Parameter(getattr(new.lqn, name).detach()[at].clone()))
+    new.lqn.keep(at)
     if new.knowledge is not None: new.knowledge.compose.embeddings = new.knowledge.compose.embeddings[at].clone()
     new.labels = tuple(labels)
     if hasattr(new, "config"): new.config["labels"] = list(labels)
