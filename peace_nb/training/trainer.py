@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['TrainConfig', 'check_config', 'truths', 'macro_auroc', 'LossModule', 'resolve_precision', 'make_accelerator', 'Run',
-           'record_names', 'check_finite', 'TrainResult', 'train', 'Adapted', 'adapt', 'Model', 'load_model',
-           'load_weights', 'predict_signals', 'predict_store', 'read_predictions', 'save_model', 'write_predictions']
+           'record_names', 'check_finite', 'to_device', 'drop_leads', 'TrainResult', 'train', 'Adapted', 'start_of',
+           'unlabelled', 'adaptation_data', 'adapt', 'Model', 'load_model', 'load_weights', 'predict_signals',
+           'predict_store', 'read_predictions', 'save_model', 'write_predictions']
 
-# %% ../../nbs/training/31_trainer.ipynb #48551f05
+# %% ../../nbs/training/31_trainer.ipynb #e2828d6f
 import copy, json, time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -28,14 +29,15 @@ from ..data.store import StoreDataset
 from ..settings import PeaceError
 from .checkpoint import (Model, load_model, loader, load_weights, predict_logits, predict_signals, predict_store, read_predictions,
                                           read_tensors, save_model, write_predictions, write_tensors, write_text)
-from .protocol import epoch_batches, lr_factor, param_groups, rows_of, setting, support_report, training_rows
+from .protocol import (Paired, check_split, epoch_batches, lead_keep, lr_factor, paired_batches, param_groups, rows_of, setting,
+                                        support_report, training_rows)
 from .state import EMA, append_row, cut_rows, deterministic, rng_state, run_key, seed_everything, set_rng_state
 
 # %% ../../nbs/training/31_trainer.ipynb #02718729
 _all_ = ["Model", "load_model", "load_weights", "predict_signals", "predict_store", "read_predictions", "save_model",
          "write_predictions"]  # a user of the trainer finds them here too
 
-# %% ../../nbs/training/31_trainer.ipynb #df330caf
+# %% ../../nbs/training/31_trainer.ipynb #6265cc7b
 @dataclass(frozen=True)
 class TrainConfig:
     "Every number that shapes a training run"
@@ -51,10 +53,11 @@ class TrainConfig:
     checkpoint_every: int = 100  # updates between two state files
     log_every: int = 1           # updates between two rows of log.csv
     mixed_precision: str = "no"  # "no", "bf16", "fp16", or "auto": bf16 where the hardware multiplies it natively
+    lead_dropout: float = 0.0    # probability that a training record loses some of its leads; never in validation
     workers: int = 0             # loader processes; 0 reads in the training process, best on a CPU
     seed: int = 0                # of the order, of dropout and of everything else that is random
 
-# %% ../../nbs/training/31_trainer.ipynb #90d74cb2
+# %% ../../nbs/training/31_trainer.ipynb #b7602ef5
 def check_config(
     cfg: TrainConfig,
 ) -> TrainConfig:
@@ -62,7 +65,7 @@ def check_config(
     least = dict(epochs=1, batch_size=1, checkpoint_every=1, log_every=1, patience=0, workers=0, clip=0, weight_decay=0, seed=0)
     for key, low in least.items():
         if not getattr(cfg, key) >= low: raise PeaceError(f"TrainConfig.{key} is {getattr(cfg, key)}; it must be at least {low}.")
-    for key in ("warmup", "final_lr", "ema"):
+    for key in ("warmup", "final_lr", "ema", "lead_dropout"):
         if not 0 <= getattr(cfg, key) <= 1: raise PeaceError(f"TrainConfig.{key} is {getattr(cfg, key)}; it must lie between 0 and 1.")
     if not cfg.lr > 0: raise PeaceError(f"TrainConfig.lr is {cfg.lr}; it must be positive.")
     if cfg.ema == 1: raise PeaceError("TrainConfig.ema is 1; the averaged weights would never move.")
@@ -170,7 +173,7 @@ def restore(self: Run) -> bool:  # whether there was a state of this run
     set_rng_state(part(f"rng.{self.acc.process_index}."))
     return True
 
-# %% ../../nbs/training/31_trainer.ipynb #baf0ef33
+# %% ../../nbs/training/31_trainer.ipynb #ca63ba68
 def record_names(
     data,   # a data set over a store
     batch,  # one of its batches
@@ -179,7 +182,9 @@ def record_names(
     rows, table = batch["index"].tolist(), getattr(getattr(data, "store", None), "table", None)
     names = [str(table.index[r]) if table is not None else f"#{r}" for r in rows]
     broken = (~torch.isfinite(batch["signals"])).flatten(1).any(1).tolist()
-    return [n for n, b in zip(names, broken) if b] or names
+    found = [n for n, b in zip(names, broken) if b]
+    if not found and "source" in batch and not torch.isfinite(batch["source"]["signals"]).all(): return record_names(data.source, batch["source"])
+    return found or names
 
 def check_finite(
     terms: dict,  # name -> scalar
@@ -211,6 +216,40 @@ def update(self: Run, batch) -> dict:  # the row for log.csv
     self.opt.step(); self.step += 1
     if self.ema: self.ema.update(self.step)
     return {"step": self.step, "epoch": (self.step - 1) // self.per_epoch + 1, "lr": rate, "grad_norm": norm, **values}
+
+# %% ../../nbs/training/31_trainer.ipynb #7bb1c87b
+def to_device(
+    batch,   # a tensor, or a dict of them, nested or not
+    device,
+):
+    "The batch on a device"
+    if isinstance(batch, dict): return {k: to_device(v, device) for k, v in batch.items()}
+    return batch.to(device, non_blocking=True)
+
+def drop_leads(
+    batch: dict,               # signals, mask, and perhaps a nested batch
+    share: float,              # probability that a record loses leads
+    rng: np.random.Generator,
+) -> dict:
+    "The batch with leads masked: zeros in the signals, 0 in the mask; the batch itself is not changed"
+    keep = torch.from_numpy(lead_keep(batch["mask"].cpu().numpy() > 0, share, rng)).to(batch["signals"].device)
+    dropped = batch | {"signals": batch["signals"].masked_fill(~keep[..., None], 0), "mask": batch["mask"] * keep.to(batch["mask"].dtype)}
+    if "source" in batch: dropped["source"] = drop_leads(batch["source"], share, rng)
+    return dropped
+
+@patch
+def prepared(self: Run, batch: dict) -> dict:
+    "A training batch as the next update sees it"
+    batch = to_device(batch, self.acc.device)
+    if not self.cfg.lead_dropout: return batch
+    return drop_leads(batch, self.cfg.lead_dropout, np.random.default_rng([self.cfg.seed, self.step, self.acc.process_index]))
+
+@patch
+def batches(self: Run, epoch: int) -> list:  # positions of each batch; pairs of positions where there is a source
+    "The rest of an epoch's batches, this process's share of them"
+    found = epoch_batches(len(self.train_data), self.cfg.batch_size, self.cfg.seed, epoch)
+    if isinstance(self.train_data, Paired): found = paired_batches(found, len(self.train_data.source), self.cfg.seed, epoch)
+    return [b[self.acc.process_index::self.acc.num_processes] for b in found[self.step % self.per_epoch:]]
 
 # %% ../../nbs/training/31_trainer.ipynb #9866d2ca
 @patch
@@ -244,7 +283,7 @@ def estimate(self: Run, seconds: float, val_seconds: float):
     if not (self.main and self.progress): return
     print(f"{self.method.name}: {self.total:,} updates on {len(self.train_data):,} records ({self.cfg.epochs} epochs); about {text} on {self.acc.device}.")
 
-# %% ../../nbs/training/31_trainer.ipynb #64c2ec27
+# %% ../../nbs/training/31_trainer.ipynb #a237a02b
 @patch
 def fit(self: Run, stop_after: int=None) -> bool:  # whether the run came to its end
     "Train from where the run stands to its end, or until `stop_after` updates are done"
@@ -254,11 +293,9 @@ def fit(self: Run, stop_after: int=None) -> bool:  # whether the run came to its
     bar = tqdm(total=self.total, initial=self.step, disable=None if self.progress and self.main else True, desc=self.method.name, leave=False)
     while self.step < self.total and not (self.cfg.patience and self.waited >= self.cfg.patience):
         epoch = self.step // self.per_epoch
-        batches = epoch_batches(len(self.train_data), self.cfg.batch_size, self.cfg.seed, epoch)[self.step % self.per_epoch:]
-        shares = [b[self.acc.process_index::self.acc.num_processes] for b in batches]
         self.method.train()
-        for batch in loader(self.train_data, shares, self.cfg.workers, self.acc.device.type == "cuda"):
-            row = self.update({k: v.to(self.acc.device, non_blocking=True) for k, v in batch.items()})
+        for batch in loader(self.train_data, self.batches(epoch), self.cfg.workers, self.acc.device.type == "cuda"):
+            row = self.update(self.prepared(batch))
             bar.update()
             if self.main and (self.step % self.cfg.log_every == 0 or self.step == self.total): append_row(self.out / "log.csv", row)
             if self.step == entered + 1: began = time.perf_counter()
@@ -366,29 +403,77 @@ class Adapted:
     result: TrainResult | None = None   # of the fine-tuning, where there was one
     support: pd.DataFrame | None = None # the support set of a k-shot setting
 
-# %% ../../nbs/training/31_trainer.ipynb #f1f66ed6
+# %% ../../nbs/training/31_trainer.ipynb #460eb5c8
+def start_of(
+    method,              # pretrained; not changed
+    labels: tuple,       # of the target
+    trained: bool,       # whether it will be trained on the target
+    seed: int,           # of weights that are new
+):
+    "The copy that a setting starts from: `adapting(labels)` where the method has it and is trained, else cut to the labels"
+    if trained and hasattr(method, "adapting"):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return method.adapting(labels)
+    return copy.deepcopy(method) if labels == tuple(method.labels) else method.restrict(labels)
+
+# %% ../../nbs/training/31_trainer.ipynb #9129dee4
+def unlabelled(
+    data: StoreDataset,
+) -> StoreDataset:
+    "A copy of a data set in which every label is unknown"
+    blind = copy.copy(data)
+    blind.labels, blind.fingerprint = np.full_like(data.labels, np.nan), f"{data.store.fingerprint}-unlabelled"
+    return blind
+
+def adaptation_data(
+    method,              # what is trained
+    how: str,            # the setting
+    data,                # rows → data set of the target
+    rows: np.ndarray,    # of the target that may be trained on
+    val: np.ndarray,     # rows of the target's validation split
+    source=None,         # (store, split) of the adults
+    labels: tuple=(),
+) -> tuple:              # training data and validation data
+    "What a method is adapted with: the target's rows, with the source beside them and without labels where the setting and the method say so"
+    kept, chooses = data(rows), data(val)
+    reads = getattr(method, "reads_source", False)
+    if (reads or not setting(how).labelled) and source is None:
+        raise PeaceError(f"{method.name}, {how}: this needs the source; pass source=(store, split) of the adults.")
+    if not reads and not setting(how).labelled:
+        raise PeaceError(f"{method.name} reads no source, so it has nothing to learn from in the setting {how!r}.")
+    if not reads: return kept, chooses
+    adults, split = source
+    check_split(adults.table["patient_id"], split)
+    if adults.spec != kept.store.spec: raise PeaceError(f"the source was prepared with {adults.spec} and the target with {kept.store.spec}.")
+    part = lambda name: StoreDataset(adults, rows_of(split, name, adults.table.index), kept.normaliser, labels)
+    if setting(how).labelled: return Paired(kept, part("train")), chooses
+    return Paired(unlabelled(kept), part("train")), part("val")
+
+# %% ../../nbs/training/31_trainer.ipynb #14173a4f
 def adapt(
     model: Model,           # pretrained; not changed
     store,                  # the target's `SignalStore`
     split: pd.Series,       # the target's "train", "val", "test", indexed by record_id
-    how: str,               # "zero-shot", "50-shot", "full"
+    how: str,               # "zero-shot", "50-shot", "full", "unlabelled"
     cfg: TrainConfig,       # of the fine-tuning; its seed also draws the support set
     out_dir,                # folder for val.parquet, test.parquet, support_set.csv and the run
     labels: tuple=None,     # a subset of the model's labels; all where not given
+    source: tuple=None,     # (store, split) of the adults, for methods that read the source; others ignore it
     progress: bool=True,
 ) -> Adapted:
     "Fine-tune a copy of a pretrained model under a setting, and predict the validation and the test split"
     labels, out = tuple(labels or model.labels), Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
-    method = copy.deepcopy(model.method) if labels == model.labels else model.method.restrict(labels)
     rows, support = training_rows(setting(how), store.labels.reindex(columns=list(labels)), store.table["patient_id"], split, cfg.seed)
+    method = start_of(model.method, labels, len(rows) > 0, cfg.seed)
     if support is not None:
         report = support_report(store.labels.reindex(columns=list(labels)), support, rows_of(split, "train"), setting(how).shots)
         for name, listed in (("support_set", support), ("support_report", report)):
             write_text(out / f"{name}.csv", listed.to_csv(lineterminator="\n"))
     val, test = rows_of(split, "val", store.table.index), rows_of(split, "test", store.table.index)
     data = lambda r: StoreDataset(store, r, model.normaliser, labels)
-    result = train(method, data(rows), data(val), cfg, out, progress) if len(rows) else None
+    result = train(method, *adaptation_data(method, how, data, rows, val, source, labels), cfg, out, progress) if len(rows) else None
     adapted = Model(method.eval(), model.spec, model.normaliser, labels, {**model.meta, "setting": how})
     predictions = [predict_store(adapted, store, r) for r in (val, test)]
     for name, found in zip(("val", "test"), predictions): write_predictions(found, out / f"{name}.parquet")
