@@ -103,7 +103,7 @@ class RandomEncoder(LinearHead):
         self.encoder.eval()
         return self
 
-# %% ../../nbs/methods/20_protocol.ipynb #21e911ca
+# %% ../../nbs/methods/20_protocol.ipynb #9c5b024c
 @dataclass(frozen=True)
 class Registered:
     "A builder and what its method needs besides ECGs and labels."
@@ -112,10 +112,11 @@ class Registered:
     reads_reports: bool = False  # training batches carry reports
     reads_source: bool = False  # adaptation batches carry as many adults, under "source"
     adapts_unlabelled: bool = False  # its zero-shot model learns from the target's records without their labels
+    pretrained_as: str | None = None  # the method whose adult pretraining is, weight for weight, its own
 
     def __call__(self, *args, **cfg): return self.build(*args, **cfg)
 
-# %% ../../nbs/methods/20_protocol.ipynb #c9f3f06c
+# %% ../../nbs/methods/20_protocol.ipynb #d515b68e
 METHODS = {}  # name → Registered
 
 def register_method(
@@ -124,10 +125,11 @@ def register_method(
     reads_reports: bool = False,
     reads_source: bool = False,
     adapts_unlabelled: bool = False,
+    pretrained_as: str | None = None,
 ):
     "Decorator that makes a builder, and what its method needs, known to `build_method`."
     def add(build):
-        METHODS[name] = Registered(build, texts, reads_reports, reads_source, adapts_unlabelled)
+        METHODS[name] = Registered(build, texts, reads_reports, reads_source, adapts_unlabelled, pretrained_as)
         return build
     return add
 
