@@ -103,7 +103,7 @@ class RandomEncoder(LinearHead):
         self.encoder.eval()
         return self
 
-# %% ../../nbs/methods/20_protocol.ipynb #9c5b024c
+# %% ../../nbs/methods/20_protocol.ipynb #352cad6d
 @dataclass(frozen=True)
 class Registered:
     "A builder and what its method needs besides ECGs and labels."
@@ -113,10 +113,12 @@ class Registered:
     reads_source: bool = False  # adaptation batches carry as many adults, under "source"
     adapts_unlabelled: bool = False  # its zero-shot model learns from the target's records without their labels
     pretrained_as: str | None = None  # the method whose adult pretraining is, weight for weight, its own
+    reads_age: bool = False  # `predict` takes `age_years` (B,), NaN where unknown, as a third argument
+    trained: bool = True  # False for rules, which learn nothing
 
     def __call__(self, *args, **cfg): return self.build(*args, **cfg)
 
-# %% ../../nbs/methods/20_protocol.ipynb #d515b68e
+# %% ../../nbs/methods/20_protocol.ipynb #f6baadfa
 METHODS = {}  # name → Registered
 
 def register_method(
@@ -126,10 +128,12 @@ def register_method(
     reads_source: bool = False,
     adapts_unlabelled: bool = False,
     pretrained_as: str | None = None,
+    reads_age: bool = False,
+    trained: bool = True,
 ):
     "Decorator that makes a builder, and what its method needs, known to `build_method`."
     def add(build):
-        METHODS[name] = Registered(build, texts, reads_reports, reads_source, adapts_unlabelled, pretrained_as)
+        METHODS[name] = Registered(build, texts, reads_reports, reads_source, adapts_unlabelled, pretrained_as, reads_age, trained)
         return build
     return add
 
@@ -171,7 +175,7 @@ def method_texts(
     texts = registered(name).texts
     return None if texts is None else texts(tuple(labels))
 
-# %% ../../nbs/methods/20_protocol.ipynb #37ce74d8
+# %% ../../nbs/methods/20_protocol.ipynb #907dcb3e
 def build_method(
     name: str,  # a key of `METHODS`
     labels: tuple,  # K label ids
@@ -194,5 +198,6 @@ def build_method(
     shape = None if embeddings is None else list(embeddings.shape[1:])
     method.name, method.adapts_unlabelled = name, known.adapts_unlabelled
     method.reads_reports, method.reads_source = known.reads_reports, known.reads_source
+    method.reads_age, method.trained = known.reads_age, known.trained
     method.config = dict(name=name, labels=list(labels), encoder=backbone.config, seed=seed, embedding_shape=shape, **cfg)
     return method

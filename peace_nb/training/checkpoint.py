@@ -75,7 +75,7 @@ def loader(
     return DataLoader(data, batch_sampler=[b.tolist() for b in batches], collate_fn=as_batch, num_workers=workers,
                       pin_memory=pin, generator=torch.Generator().manual_seed(0))
 
-# %% ../../nbs/training/30b_checkpoint.ipynb #34b6dcbe
+# %% ../../nbs/training/30b_checkpoint.ipynb #4b6998ab
 @torch.no_grad()
 def predict_logits(
     method: nn.Module,     # under the method protocol
@@ -84,14 +84,15 @@ def predict_logits(
     positions=None,        # which items; all where not given
     autocast=None,         # a context factory for mixed precision
 ) -> np.ndarray:           # (n, K) float32 logits
-    "Logits of the ECG path for each item, in evaluation mode; nothing but `signals` and `mask` reaches the method"
-    device, was_training = next(method.parameters()).device, method.training
+    "Logits of the ECG path for each item, in evaluation mode; nothing but `signals`, `mask` and, where the method reads it, the age reaches the method"
+    first = next(method.parameters(), None)
+    device, was_training, reads = "cpu" if first is None else first.device, method.training, ("signals", "mask", *(("age_years",) if getattr(method, "reads_age", False) else ()))
     positions = np.arange(len(data)) if positions is None else positions
     batches, out = np.array_split(positions, max(1, -(-len(positions) // batch_size))), []
     method.eval()
     for batch in loader(data, [b for b in batches if len(b)]):
         with autocast() if autocast else nullcontext():
-            out.append(method.predict(batch["signals"].to(device), batch["mask"].to(device)).float().cpu().numpy())
+            out.append(method.predict(*[batch[k].to(device) for k in reads]).float().cpu().numpy())
     method.train(was_training)
     return np.concatenate(out) if out else np.zeros((0, len(method.labels)), "float32")
 
@@ -192,12 +193,13 @@ def load_model(
     meta = {**facts.get("meta", {}), "name": facts.get("name", method.name), "versions": facts.get("versions", {}), "loaded": len(report["loaded"])}
     return Model(method.eval(), SignalSpec.from_dict(facts["spec"]), Normaliser.from_dict(facts["normaliser"]), tuple(facts["labels"]), meta)
 
-# %% ../../nbs/training/30b_checkpoint.ipynb #4063b0d1
+# %% ../../nbs/training/30b_checkpoint.ipynb #47b75f8d
 def predict_signals(
     model: Model,
     signals: np.ndarray,      # (B, 12, n) float32 mV, prepared with `model.spec`
     mask: np.ndarray=None,    # (B, 12) bool; all leads present where not given
     batch_size: int=256,
+    age_years=None,           # (B,), NaN where unknown; read by methods that know of age, and by no other
 ) -> np.ndarray:              # (B, K) float32 probabilities, columns in the order of `model.labels`
     "Probabilities from prepared signals in millivolts"
     signals = np.asarray(signals, np.float32)
@@ -206,7 +208,8 @@ def predict_signals(
     if signals.ndim != 3 or signals.shape[1:] != want:
         raise PeaceError(f"signals have shape {signals.shape}; the model wants (B, {want[0]}, {want[1]}).")
     x = model.normaliser.apply(signals, mask)
-    items = [dict(signals=torch.from_numpy(s), mask=torch.from_numpy(m.astype("float32"))) for s, m in zip(x, mask)]
+    ages = np.full(len(x), np.nan, "float32") if age_years is None else np.asarray(age_years, "float32")
+    items = [dict(signals=torch.from_numpy(s), mask=torch.from_numpy(m.astype("float32")), age_years=torch.tensor(a)) for s, m, a in zip(x, mask, ages)]
     return expit(predict_logits(model.method, items, batch_size))
 
 # %% ../../nbs/training/30b_checkpoint.ipynb #4871e13b

@@ -41,13 +41,14 @@ def setting(
 
 SETTINGS = tuple(setting(name) for name in ("zero-shot", "50-shot", "full"))  # the three of the paper
 
-# %% ../../nbs/training/30_protocol.ipynb #52c4d9eb
+# %% ../../nbs/training/30_protocol.ipynb #018707fb
 def check_split(
     patients: pd.Series,  # patient_id, indexed by record_id
-    split: pd.Series,     # "train", "val" or "test", indexed by record_id
+    split: pd.Series,     # "train", "val" or "test", indexed by record_id; "unused" for records that a filter leaves out
 ) -> pd.DataFrame:        # records and patients of each part
     "Assert that parts are known and share no patient; `PeaceError` names the first patient that is in two parts"
     if not split.index.equals(patients.index): raise PeaceError("the split and the table list different records, or in another order.")
+    patients, split = patients[split != "unused"], split[split != "unused"]
     unknown = sorted(set(split) - {"train", "val", "test"})
     if unknown: raise PeaceError(f"the split holds an unknown part {unknown[0]!r}: expected 'train', 'val' or 'test'.")
     check_disjoint(patients.to_frame("patient_id"), split)
