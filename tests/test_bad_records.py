@@ -118,4 +118,4 @@ def test_a_cohort_goes_on_without_its_bad_records(tmp_path):
         assert words in aside[ids[i]] and ids[i] in aside[ids[i]] and str(tmp_path) not in aside[ids[i]], aside[ids[i]]
     assert "empty:II" in store.table.quality[ids[6]] and not store.mask[store.table.index.get_loc(ids[6]), 1]
     report = pd.read_csv(store.path / "set_aside.csv")
-    assert report.columns.tolist() == ["record_id", "reason"] and len(report) == 6
+    assert report.columns.tolist() == ["record_id", "kind", "reason"] and len(report) == 6

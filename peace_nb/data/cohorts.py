@@ -7,7 +7,7 @@ __all__ = ['MAX_SAMPLES', 'COLUMNS', 'YEAR', 'MAX_AGE', 'COHORTS', 'AGE_BANDS', 
            'read_window', 'cohort_names', 'load_cohort', 'check_disjoint', 'split_by_patient', 'split_by_fold',
            'development_half']
 
-# %% ../../nbs/data/04_cohorts.ipynb #4398e58f
+# %% ../../nbs/data/04_cohorts.ipynb #bf8a9cb4
 import hashlib, importlib, logging, os
 from dataclasses import dataclass
 from fractions import Fraction
@@ -23,10 +23,11 @@ from ecgbench.labels import mimic_iv_ecg as _mimic_source, ptbxl as _ptbxl_sourc
 
 from ..files import frame_bytes
 from ..settings import PeaceError
+from .fast import plain_header
 from .labels import LABELS, labels_from_aha, labels_from_report, labels_from_scp
 from .signals import LEADS, MIN_SECONDS, RecordError, canonical_lead, select_leads
 
-# %% ../../nbs/data/04_cohorts.ipynb #7ce32372
+# %% ../../nbs/data/04_cohorts.ipynb #28d06bf6
 MAX_SAMPLES = 2**26    # samples of one record, all channels: 3 hours of 12 leads at 500 Hz
 _TO_MV = {"mv": 1.0, "uv": 1e-3, "µv": 1e-3, "μv": 1e-3, "nv": 1e-6, "v": 1e3}
 _BYTES = {"8": 1, "80": 1, "16": 2, "61": 2, "160": 2, "24": 3, "32": 4, "212": 1.5, "310": 4 / 3, "311": 4 / 3}
@@ -45,7 +46,7 @@ def read_header(
     hea = stem.with_name(stem.name + ".hea")
     if not hea.is_file(): raise RecordError(f"{hea} does not exist", "missing header")
     if hea.stat().st_size > 1_000_000: raise RecordError(f"{hea} is not a WFDB header: it is larger than 1 MB", "bad header")
-    try: head = wfdb.rdheader(str(stem), rd_segments=True)
+    try: head = plain_header(stem) or wfdb.rdheader(str(stem), rd_segments=True)   # the first is the second in less time, where the header is ordinary
     except Exception as e:   # wfdb raises whatever its parser stumbles over, from IndexError to OSError
         raise RecordError(f"{hea} is not a readable WFDB header ({type(e).__name__}: {e})".replace("\n", " "), "bad header") from e
     if not (head.n_sig and head.fs and np.isfinite(head.fs) and head.fs > 0): raise RecordError(f"{hea} names no signal or no sampling rate", "bad header")

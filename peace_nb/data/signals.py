@@ -7,7 +7,7 @@ __all__ = ['FAULTS', 'LEADS', 'MIN_SECONDS', 'MAX_NAN', 'RAIL_MV', 'FLAT_MV', 'R
            'SignalSpec', 'bandpass', 'resample', 'crop_pad', 'fill_gaps', 'quality', 'usable_leads', 'quality_text',
            'prepare_flagged', 'prepare', 'Normaliser']
 
-# %% ../../nbs/data/02_signals.ipynb #9b410a24
+# %% ../../nbs/data/02_signals.ipynb #0c5ffab4
 import re
 from dataclasses import dataclass, asdict
 from fractions import Fraction
@@ -18,6 +18,7 @@ import numpy as np
 from scipy import signal as sps
 
 from ..settings import PeaceError
+from . import fast
 
 # %% ../../nbs/data/02_signals.ipynb #e2d56dc1
 FAULTS = {
@@ -101,7 +102,7 @@ class SignalSpec:
     @classmethod
     def from_dict(cls, d: dict): return cls(**d)
 
-# %% ../../nbs/data/02_signals.ipynb #a2126660
+# %% ../../nbs/data/02_signals.ipynb #6c0bec77
 @lru_cache(maxsize=64)
 def _sections(fs: float, low: float, high: float) -> np.ndarray:
     "Second-order sections of the Butterworth band-pass, (n, 6)."
@@ -119,9 +120,9 @@ def bandpass(
     sos = np.empty((0, 6)) if band is None else _sections(float(fs), *map(float, band))
     if not len(sos) or x.shape[-1] < 2: return x.astype(np.float32)
     pad = min(x.shape[-1] - 1, int(2 * fs))   # two seconds of mirrored signal: the 0.5 Hz section needs that long to settle
-    return sps.sosfiltfilt(sos, x, axis=-1, padlen=pad).astype(np.float32)
+    return fast.sosfiltfilt(sos, x, pad).astype(np.float32)
 
-# %% ../../nbs/data/02_signals.ipynb #b7bb477f
+# %% ../../nbs/data/02_signals.ipynb #d1397c40
 def resample(
     x: np.ndarray, # (..., T)
     fs_in: float, # sampling rate of `x` in Hz
@@ -132,7 +133,7 @@ def resample(
     if fs_in == fs_out or not x.shape[-1]: return x
     ratio = Fraction(fs_out / fs_in).limit_denominator(2000)
     if not ratio: raise PeaceError(f"cannot resample from {fs_in} Hz to {fs_out} Hz")
-    return sps.resample_poly(x, ratio.numerator, ratio.denominator, axis=-1, padtype="line").astype(np.float32)
+    return fast.resample_poly(x, ratio.numerator, ratio.denominator).astype(np.float32)
 
 # %% ../../nbs/data/02_signals.ipynb #43d09e2c
 def crop_pad(
