@@ -125,13 +125,14 @@ ASSERTED = {
     "Left axis deviation, consider left anterior fascicular block": "LAD", "No ST elevation, T wave inversion present": "TABN",
     "Low QRS voltages in precordial leads": "LOWV", "Prolonged QT interval": "LQT", "QTc is prolonged": "LQT", "Wolff-Parkinson-White pattern": "WPW",
     "Right ventricular hypertrophy": "RVH", "Biatrial enlargement": "AE", "Atrial flutter with variable conduction": "AFLT", "Normal ECG": "NORM",
+    "Compared with previous tracing atrial fibrillation is new": "AFIB", "Left bundle branch block, unchanged from previous tracing": "LBBB",
     "Sinus rhythm. Left ventricular hypertrophy. Abnormal ECG": "LVH", "Probable LVH with ST-T abnormality": "STDEV TABN",
 }
 NOT_ASSERTED = {
     "No evidence of ischemia, LVH or Q waves": "", "Possible left atrial abnormality": "AE", "Probable left ventricular hypertrophy": "LVH LVHV",
     "Borderline prolonged QT interval": "LQT", "Cannot rule out anterior infarct - age undetermined": "QWAVE", "Inferior infarct - age undetermined": "QWAVE",
     "LVH cannot be ruled out": "LVH LVHV", "Can not rule out right ventricular hypertrophy": "RVH", "Left ventricular hypertrophy is no longer present": "",
-    "Compared with previous tracing atrial fibrillation is new": "", "Since last tracing, left bundle branch block has resolved": "", "Otherwise normal ECG": "NORM",
+    "Compared with previous tracing atrial fibrillation is gone": "", "Since last tracing, left bundle branch block has resolved": "", "Otherwise normal ECG": "NORM",
     "Borderline ECG": "NORM", "Abnormal ECG": "", "Incomplete left bundle branch block": "LBBB", "Normal sinus rhythm": "", "Absence of atrial fibrillation": "",
     "Sinus rhythm without ST changes": "", "Consider right ventricular hypertrophy": "RVH", "Anterior ischemia": "STDEV TABN", "Leftward axis": "LAD",
     "Atrial fibrillation/flutter": "AFIB AFLT", "T waves are not inverted": "", "R/o WPW": "WPW", "AVB": "",

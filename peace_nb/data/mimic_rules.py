@@ -22,20 +22,22 @@ with (files("peace_nb.data") / "report_rules.csv").open(encoding="utf-8") as _f:
 def _split(cell: str) -> list[str]:
     return [x for x in cell.split(";") if x]
 
-# %% ../../nbs/data/01b_mimic_rules.ipynb #14e13a08
+# %% ../../nbs/data/01b_mimic_rules.ipynb #1e2d595d
 _HEDGE = re.compile(
     r"\b(?:possibl[ey]|probabl[ey]|(?:cannot|can't|can not|could not|unable to) (?:rule out|exclude)|rule[- ]out|r/o|consider\w*|suspect\w*|suggest\w*|"
     r"may be|might be|could be|likely|question(?:able)?|borderline|equivocal|versus|vs)\b")
 _HEDGE_AFTER = re.compile(
     r"^[^,;.]*?(?:\?|\b(?:is|are) (?:possible|probable|likely|suspected|questionable)\b|\b(?:cannot|can not|can't) be (?:excluded|ruled out)\b|\bnot (?:excluded|ruled out)\b)")
-_NEGATION = re.compile(r"\b(?:no(?! longer)|no evidence (?:of|for)|without|absence of|absent|negative for|not|denies|free of)\b")
+_NEGATION = re.compile(r"\b(?:(?:has|have) replaced|no(?! longer)|no evidence (?:of|for)|without|absence of|absent|negative for|not|denies|free of)\b")
 _NEGATED_AFTER = re.compile(
     r"^[^,;.]*?\b(?:(?:is|are|was|were|has|have)? ?(?:not|no longer) (?:present|seen|evident|noted|found|observed|visible)|(?:is|are) absent|(?:has|have) resolved|ruled out)\b")
 _COMPARISON = re.compile(
-    r"\bcompar\w+ (?:to|with)\b|\bsince\b.*\b(?:previous|prior|last)\b|\b(?:previous|prior|last|earlier) (?:tracing|ecg|ekg|study|report)|\bno (?:significant |major )?change\b|\bunchanged\b")
+    r"\b(?:when )?compar\w+ (?:to|with)\b(?: (?:the )?(?:previous|prior|last|earlier)(?: (?:tracing|ecg|ekg|study|report))?)?|\bsince (?:the )?(?:previous|prior|last)(?: (?:tracing|ecg|ekg|study))?|"
+    r"\b(?:previous|prior|last|earlier) (?:tracing|ecg|ekg|study|report)|\bpreviously\b|\bno (?:significant |major )?change\b|\bunchanged\b")
+_NOW = re.compile(r"\bnow\b|\bnew(?:ly)?\b|\breplaced\b|\b(?:has|have) (?:developed|appeared)\b")
 _TECHNICAL = re.compile(
     r"\bdata quality|\bpoor quality|\bartifact|\bbaseline wander|\bleads? (?:are |is )?(?:missing|off)\b|\bfurther analysis|\bunconfirmed|\bunable to|\binsufficient|"
-    r"\banalysis (?:based|not)|\bno interpretation|\buninterpretable|\bnot (?:been )?interpreted|\breport pending|\bcannot analy[sz]e")
+    r"\banalysis (?:based|not)|\bno interpretation|\buninterpretable|\bnot (?:been )?interpreted|\breport pending|\btrace only|\bcannot analy[sz]e")
 
 # %% ../../nbs/data/01b_mimic_rules.ipynb #36f52838
 _CLAUSE_END = re.compile(r"[;.]|\s-+\s|\bbut\b|\bhowever\b|\balthough\b|\bexcept\b")
@@ -67,7 +69,18 @@ def _matches(line: str) -> list[tuple[re.Match, int]]:
             line = line[:start] + "\0" * (stop - start) + line[stop:]
     return found
 
-# %% ../../nbs/data/01b_mimic_rules.ipynb #99aa2471
+# %% ../../nbs/data/01b_mimic_rules.ipynb #937c2332
+def _present(text: str) -> str:
+    "The part of a line that speaks of this tracing; empty when the whole line compares"
+    m = _COMPARISON.search(text)
+    if not m or _NOW.search(text): return _COMPARISON.sub(lambda m: "\0" * len(m[0]), text)
+    clause = max(text.rfind(x, 0, m.start()) for x in (", ", "; ", ". ", " - "))
+    return text[:clause] if clause > 0 else ""
+
+def _alternatives(text: str, spans: list[tuple[int, int]]) -> set[int]:
+    "Which of the matched stretches stand on either side of a bare *or*"
+    return {i for a, b in spans for c, d in spans if b < c and re.fullmatch(r" or (?:\w+ )?", text[b:c]) for i in (a, c)}
+
 @dataclass(frozen=True)
 class Reading:
     "What one line says: asserted and doubted labels, the rules it matched, and whether it was passed over."
@@ -82,17 +95,19 @@ def read_line(
     "Read one line of a report: rules, negation, doubt."
     text = normalise_report_line(line)
     if not text: return Reading(kind="empty")
-    if _COMPARISON.search(text): return Reading(kind="comparison")
+    text = re.sub(r"\bnow ", "", _present(text)) if _COMPARISON.search(text) or _NOW.search(text) else text
+    if not text.strip("\0 ,"): return Reading(kind="comparison")
     doubt = _scopes(text, _HEDGE, _DOUBT_END)
     without_doubt = _HEDGE.sub(lambda m: "\0" * len(m[0]), text)          # "can not rule out" is a doubt, not a "not"
     negated = _scopes(without_doubt, _NEGATION, _CLAUSE_END, lists=True)
+    matches = [(m.span(1) if m.re.groups and m.group(1) is not None else m.span(), _compiled_rules()[n]) for m, n in _matches(text)]
+    either = _alternatives(text, [span for span, _ in matches])
     asserted, unknown, rules = set(), set(), []
-    for m, number in _matches(text):
-        _, yes, open_, example = _compiled_rules()[number]
-        start, stop = m.span(1) if m.re.groups and m.group(1) is not None else m.span()
+    for (start, stop), (_, yes, open_, example) in matches:
         rules.append(example)
-        doubted = doubt[start] or bool(_HEDGE_AFTER.search(text[stop:]))
+        doubted = doubt[start] or start in either or bool(_HEDGE_AFTER.search(text[stop:]))
         if negated[start] or (not doubted and _NEGATED_AFTER.search(text[stop:])): continue
         (unknown if doubted else asserted).update(yes); unknown.update(open_)
+    if "AFLT" in unknown and "AVB23" in asserted: asserted.discard("AVB23"); unknown.add("AVB23")   # the ratio of a doubtful flutter
     if not rules: return Reading(kind="technical" if _TECHNICAL.search(text) else "no rule")
     return Reading(tuple(sorted(asserted)), tuple(sorted(unknown - asserted)), tuple(rules))
