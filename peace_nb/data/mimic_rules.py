@@ -22,13 +22,13 @@ with (files("peace_nb.data") / "report_rules.csv").open(encoding="utf-8") as _f:
 def _split(cell: str) -> list[str]:
     return [x for x in cell.split(";") if x]
 
-# %% ../../nbs/data/01b_mimic_rules.ipynb #1e2d595d
+# %% ../../nbs/data/01b_mimic_rules.ipynb #a8ade28a
 _HEDGE = re.compile(
     r"\b(?:possibl[ey]|probabl[ey]|(?:cannot|can't|can not|could not|unable to) (?:rule out|exclude)|rule[- ]out|r/o|consider\w*|suspect\w*|suggest\w*|"
     r"may be|might be|could be|likely|question(?:able)?|borderline|equivocal|versus|vs)\b")
 _HEDGE_AFTER = re.compile(
     r"^[^,;.]*?(?:\?|\b(?:is|are) (?:possible|probable|likely|suspected|questionable)\b|\b(?:cannot|can not|can't) be (?:excluded|ruled out)\b|\bnot (?:excluded|ruled out)\b)")
-_NEGATION = re.compile(r"\b(?:(?:has|have) replaced|no(?! longer)|no evidence (?:of|for)|without|absence of|absent|negative for|not|denies|free of)\b")
+_NEGATION = re.compile(r"\b(?:(?:has|have) replaced|no longer (?:meets?|shows?|has|have|fulfil\w*)|no(?! longer)|no evidence (?:of|for)|without|absence of|absent|negative for|not|denies|free of)\b")
 _NEGATED_AFTER = re.compile(
     r"^[^,;.]*?\b(?:(?:is|are|was|were|has|have)? ?(?:not|no longer) (?:present|seen|evident|noted|found|observed|visible)|(?:is|are) absent|(?:has|have) resolved|ruled out)\b")
 _COMPARISON = re.compile(
@@ -69,7 +69,7 @@ def _matches(line: str) -> list[tuple[re.Match, int]]:
             line = line[:start] + "\0" * (stop - start) + line[stop:]
     return found
 
-# %% ../../nbs/data/01b_mimic_rules.ipynb #937c2332
+# %% ../../nbs/data/01b_mimic_rules.ipynb #d152a1d2
 def _present(text: str) -> str:
     "The part of a line that speaks of this tracing; empty when the whole line compares"
     m = _COMPARISON.search(text)
@@ -79,7 +79,7 @@ def _present(text: str) -> str:
 
 def _alternatives(text: str, spans: list[tuple[int, int]]) -> set[int]:
     "Which of the matched stretches stand on either side of a bare *or*"
-    return {i for a, b in spans for c, d in spans if b < c and re.fullmatch(r" or (?:\w+ )?", text[b:c]) for i in (a, c)}
+    return {i for a, b in spans for c, d in spans if b < c and re.fullmatch(r" (?:or|versus|vs\.?) (?:\w+ )?", text[b:c]) for i in (a, c)}
 
 @dataclass(frozen=True)
 class Reading:
