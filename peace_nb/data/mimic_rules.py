@@ -22,15 +22,15 @@ with (files("peace_nb.data") / "report_rules.csv").open(encoding="utf-8") as _f:
 def _split(cell: str) -> list[str]:
     return [x for x in cell.split(";") if x]
 
-# %% ../../nbs/data/01b_mimic_rules.ipynb #a8ade28a
+# %% ../../nbs/data/01b_mimic_rules.ipynb #702ce1a6
 _HEDGE = re.compile(
     r"\b(?:possibl[ey]|probabl[ey]|(?:cannot|can't|can not|could not|unable to) (?:rule out|exclude)|rule[- ]out|r/o|consider\w*|suspect\w*|suggest\w*|"
     r"may be|might be|could be|likely|question(?:able)?|borderline|equivocal|versus|vs)\b")
 _HEDGE_AFTER = re.compile(
-    r"^[^,;.]*?(?:\?|\b(?:is|are) (?:possible|probable|likely|suspected|questionable)\b|\b(?:cannot|can not|can't) be (?:excluded|ruled out)\b|\bnot (?:excluded|ruled out)\b)")
-_NEGATION = re.compile(r"\b(?:(?:has|have) replaced|no longer (?:meets?|shows?|has|have|fulfil\w*)|no(?! longer)|no evidence (?:of|for)|without|absence of|absent|negative for|not|denies|free of)\b")
+    r"^[^,;.]*?(?:\?|\b(?:is|are) (?:possible|probable|likely|suspected|questionable)\b|\b(?:cannot|can not|can't) be (?:excluded|ruled out)\b|\bnot (?:excluded|ruled out)\b|^ ?[-(] ?(?:probable|possible|questionable|borderline|likely)\W*$)")
+_NEGATION = re.compile(r"\b(?:(?:has|have) replaced|no longer (?:in|meets?|shows?|has|have|fulfil\w*)|resolved|no(?! longer)|no evidence (?:of|for)|without|absence of|absent|negative for|not|denies|free of)\b")
 _NEGATED_AFTER = re.compile(
-    r"^[^,;.]*?\b(?:(?:is|are|was|were|has|have)? ?(?:not|no longer) (?:present|seen|evident|noted|found|observed|visible)|(?:is|are) absent|(?:has|have) resolved|ruled out)\b")
+    r"^[^,;.]*?\b(?:(?:is|are|was|were|has|have)? ?(?:not|no longer) (?:present|seen|evident|noted|found|observed|visible)|(?:is|are) absent|(?:has|have) (?:resolved|improved|disappeared|normali[sz]ed|cleared)|ruled out)\b")
 _COMPARISON = re.compile(
     r"\b(?:when )?compar\w+ (?:to|with)\b(?: (?:the )?(?:previous|prior|last|earlier)(?: (?:tracing|ecg|ekg|study|report))?)?|\bsince (?:the )?(?:previous|prior|last)(?: (?:tracing|ecg|ekg|study))?|"
     r"\b(?:previous|prior|last|earlier) (?:tracing|ecg|ekg|study|report)|\bpreviously\b|\bno (?:significant |major )?change\b|\bunchanged\b")
