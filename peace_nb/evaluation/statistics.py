@@ -285,9 +285,10 @@ def compare(
     found = compare_pairs(predictions, [((reference, st), (m, st)) for st in settings for m in others if m != reference], n_boot, seed)
     return found.rename(columns={"method_a": "reference", "method_b": "method", "setting_a": "setting", "auroc_a": "auroc_reference", "auroc_b": "auroc_method"}).drop(columns="setting_b")
 
-# %% ../../nbs/evaluation/41_statistics.ipynb #6e505038
-def _cell_name(method, setting, alone: bool) -> str: return method if alone else f"{method} at {setting}"
+# %% ../../nbs/evaluation/41_statistics.ipynb #a859335a
 PLACE = {"adult": "on adults", "ptbxl": "on PTB-XL", "zero-shot": "at zero-shot", "full": "with all training children"}
+
+def _at(setting: str) -> str: return PLACE.get(setting, f"at {setting}")
 
 def claim_sentence(
     row,  # a row of `compare` or `compare_pairs`
@@ -297,10 +298,10 @@ def claim_sentence(
     a, b = r.get("reference", r.get("method_a")), r.get("method", r.get("method_b"))
     here = r.get("setting", r.get("setting_a"))
     one = r.get("setting_b", here) == here
-    a, b = _cell_name(a, here, one), _cell_name(b, r.get("setting_b"), one)
+    if not one: a, b = f"{a} {_at(here)}", f"{b} {_at(r['setting_b'])}"
     told = {"ahead": f"{a} is ahead of {b}", "behind": f"{a} is behind {b}", "not distinguishable": f"{a} and {b} are not distinguishable", "not tested": f"{a} and {b} were not compared"}[r["verdict"]]
     if r["verdict"] == "not tested": return told + "."
-    where = " " + PLACE.get(here, f"at {here}") if one else ""
+    where = f" {_at(here)}" if one else ""
     p = "p < 0.001" if r["p_holm"] < 0.001 else f"p = {r['p_holm']:.3f}"
     alone = np.isnan(r["se_training"])
     lo, hi = (r["lo"], r["hi"]) if alone else (r["lo_all"], r["hi_all"])
@@ -337,7 +338,7 @@ def main_settings(child_settings) -> list:
     few = [] if not shots else ["50-shot"] if 50 in shots else [f"{shots[-1]}-shot"]
     return ["adult", *[s for s in ("zero-shot", *few, "full") if s in child_settings], "ptbxl"]
 
-# %% ../../nbs/evaluation/41_statistics.ipynb #91b34cad
+# %% ../../nbs/evaluation/41_statistics.ipynb #89d7a3c9
 def forest(
     table: pd.DataFrame,  # from `compare`
     settings=None,        # columns, in order
@@ -346,7 +347,7 @@ def forest(
     "Forest plot: differences reference - method in points, with intervals; returns the figure"
     settings = list(settings or table["setting"].unique())
     methods, reference = method_order(table["method"]), table["reference"].iloc[0]
-    fig, axes = plt.subplots(1, len(settings), figsize=(1.2 + 1.75 * len(settings), 0.9 + 0.23 * len(methods)), sharey=True, squeeze=False)
+    fig, axes = plt.subplots(1, len(settings), figsize=(1.1 + 1.25 * len(settings), 0.9 + 0.2 * len(methods)), sharey=True, squeeze=False)
     for ax, setting in zip(axes[0], settings):
         rows = table[table["setting"] == setting].set_index("method")
         for y, m in enumerate(methods):
@@ -354,7 +355,7 @@ def forest(
             r, color = rows.loc[m], COLORS[method_group(m)]
             if not np.isnan(r["se_training"]): ax.plot([100 * r["lo_all"], 100 * r["hi_all"]], [y, y], color=color, lw=0.8, solid_capstyle="butt")
             ax.plot([100 * r["lo"], 100 * r["hi"]], [y, y], color=color, lw=2.6, solid_capstyle="butt")
-            ax.plot(100 * r["difference"], y, "o", ms=4.5, mec=color, mfc="white" if r["verdict"] == "not distinguishable" else color, mew=1)
+            ax.plot(100 * r["difference"], y, "o", ms=3.6, mec=color, mfc="white" if r["verdict"] == "not distinguishable" else color, mew=1)
         ax.axvline(0, color="#888888", lw=0.8, ls=":"); ax.set_title((titles or {}).get(setting, setting), fontsize=8); ax.tick_params(labelsize=7); ax.grid(axis="x", lw=0.3)
         for side in ("top", "right", "left"): ax.spines[side].set_visible(False)
         ax.tick_params(axis="y", length=0)
