@@ -121,7 +121,7 @@ def loss(
     if self.knowledge is None: return dict(total=ecg, cls=ecg.detach(), ecg=ecg.detach())
     return self.taught_loss(tokens, batch["labels"], ecg, progress)
 
-# %% ../../nbs/models/15_peace.ipynb #fac3119a
+# %% ../../nbs/models/15_peace.ipynb #59e0f5fb
 @patch
 def taught_loss(
     self: PEACE,
@@ -131,14 +131,15 @@ def taught_loss(
     progress: float,  # share of the training done
 ) -> dict:
     "The text side of `loss`: L = L_cls + λ·g·L_lsbc."
-    axis_tokens, u = self.knowledge.compose(labels)
+    sets, member = labels.nan_to_num(-1).unique(dim=0, return_inverse=True)
+    axis_tokens, u = self.knowledge.compose(sets.where(sets >= 0, torch.nan))
     has_positive = (labels == 1).any(1, keepdim=True)
-    txt = masked_bce(self.lqn(axis_tokens), labels.where(has_positive, torch.nan))
+    txt = masked_bce(self.lqn(axis_tokens)[member], labels.where(has_positive, torch.nan))
     cls = ecg + self.beta * txt
     gate, tau, total = self.gate(cls, progress), self.knowledge.temperature(), cls
     terms = dict(cls=cls, ecg=ecg, txt=txt, gate=gate, tau=tau)
     if self.lsbc and self.lam:
-        terms["lsbc"] = lsbc_loss(self.knowledge.pooled(tokens), u, labels, tau, self.weighting)
+        terms["lsbc"] = lsbc_loss(self.knowledge.pooled(tokens), u[member], labels, tau, self.weighting)
         total = cls + self.lam * gate * terms["lsbc"]
     return dict(total=total, **{k: v.detach() for k, v in terms.items()})
 
