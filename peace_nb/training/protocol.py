@@ -202,13 +202,15 @@ def lr_factor(
     along = (update - rise) / max(1, total - 1 - rise)
     return final + (1 - final) * 0.5 * (1 + np.cos(np.pi * min(1.0, along)))
 
-# %% ../../nbs/training/30_protocol.ipynb #57f90ed0
+# %% ../../nbs/training/30_protocol.ipynb #779c9e3a
 def param_groups(
     module: nn.Module,
     weight_decay: float,  # for parameters with two dimensions or more
 ) -> list[dict]:
-    "Two groups for AdamW: with weight decay and without; frozen parameters in neither"
+    "Groups for AdamW: with weight decay and without, for each factor of the learning rate; frozen parameters in none"
     params = [p for p in module.parameters() if p.requires_grad]
     if not params: raise PeaceError(f"{getattr(module, 'name', 'the method')} has no parameter that can be trained.")
-    return [{"params": [p for p in params if p.ndim >= 2], "weight_decay": weight_decay},
-            {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0}]
+    factors, names = getattr(module, "lr_factors", {}), [(k, p) for k, p in module.named_parameters() if p.requires_grad]
+    factor = {k: next((f for start, f in factors.items() if k.startswith(start)), 1.0) for k, _ in names}
+    return [{"params": found, "weight_decay": decay, "factor": f} for f in sorted({1.0, *factor.values()}) for matrix, decay in ((True, weight_decay), (False, 0.0))
+            if (found := [p for k, p in names if factor[k] == f and (p.ndim >= 2) == matrix]) or f == 1.0]

@@ -198,12 +198,12 @@ def check_finite(
     listed = ", ".join(ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
     raise PeaceError(f"{where}: {bad[0]} became {terms[bad[0]]}; training stopped before the update; records in the batch: {listed}.")
 
-# %% ../../nbs/training/31_trainer.ipynb #72fcebab
+# %% ../../nbs/training/31_trainer.ipynb #88a3a62d
 @patch
 def update(self: Run, batch) -> dict:  # the row for log.csv
     "One optimiser step on one batch"
     rate = self.cfg.lr * lr_factor(self.step, self.total, self.cfg.warmup, self.cfg.final_lr)
-    for group in self.opt.param_groups: group["lr"] = rate
+    for group in self.opt.param_groups: group["lr"] = rate * group["factor"]
     self.opt.zero_grad(set_to_none=True)
     with self.acc.autocast(): terms = self.model(batch, self.step / self.total)
     values = {k: float(v.detach()) for k, v in terms.items()}
