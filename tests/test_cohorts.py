@@ -57,15 +57,6 @@ def test_signals_agree_with_wfdb_lead_by_lead(home, name):
             else: assert not m and not row.any()
 
 
-def test_mimic_stores_avf_before_avl_and_we_do_not(home):
-    c = load_cohort("mimic-iv-ecg", home / "mimic-iv-ecg")
-    rid = c.table.index[0]
-    rec = wfdb.rdrecord(str(c.root / c.table.path[rid]))
-    assert rec.sig_name[4:6] == ["aVF", "aVL"]
-    x, _ = c.signal(rid)
-    assert np.allclose(x[5], rec.p_signal[:, 4], atol=1e-5) and np.allclose(x[4], rec.p_signal[:, 5], atol=1e-5) and not np.allclose(x[4], x[5], atol=.01)
-
-
 def test_mimic_without_patients_has_no_age(copy, tmp_path):
     root = copy("mimic-iv-ecg")
     with_ages = load_cohort("mimic-iv-ecg", root)

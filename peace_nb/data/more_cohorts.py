@@ -123,7 +123,7 @@ def _load_ptb(root: Path):
 
 COHORTS["ptb"] = _load_ptb
 
-# %% ../../nbs/data/04b_more_cohorts.ipynb #6259d3a5
+# %% ../../nbs/data/04b_more_cohorts.ipynb #fcce7fb4
 def read_hdf5(
     path, # an .h5 file with one array of twelve rows
     fs: float = 500.0, # sampling rate: the files do not say
@@ -140,7 +140,8 @@ def read_hdf5(
             if array is None or array.ndim != 2 or len(array) != 12: raise RecordError(f"{path} does not hold one array of twelve leads", "lead names")
             if array.size > MAX_SAMPLES: raise RecordError(f"{path} announces an array {array.shape}, more than the {MAX_SAMPLES} samples a record may have", "absurd size")
             x = array[()].astype(float)
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as e:
+    except PeaceError: raise
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as e:   # h5py's and HDF5's own
         kind = "truncated" if "truncated" in str(e) else "bad header" if "signature" in str(e) else "unreadable"
         raise RecordError(f"{path} is not a readable HDF5 file ({' '.join(str(e).split())[:120]})", kind) from e
     if x.shape[1] < 5 * fs: raise RecordError(f"{path} lasts {x.shape[1] / fs:.2f} s; at least 5 s are needed", "too short")
