@@ -168,7 +168,7 @@ def base_finding(
     token = re.sub(r"\s*\+\s*", "+", " ".join(token.split()))
     return re.sub(r"\+(?=[A-Za-z]).*$", "", token)
 
-# %% ../../nbs/data/01_labels.ipynb #280dcbac
+# %% ../../nbs/data/01_labels.ipynb #84e3e809
 AHA_MORE = read_table("codes_aha_more.csv").set_index("code")
 
 @lru_cache
@@ -182,6 +182,7 @@ def _finding_index(vocabulary: str) -> tuple[pd.DataFrame, dict[str, str]]:
     table["code"] = table["code"].map(base_finding)
     table = table.drop_duplicates("code").set_index("code")
     aliases = {d.lower(): c for c, d in zip(table.index, table["description"])}
+    if vocabulary == "chn": aliases["f64"] = "F55"
     return table, aliases | {c.lower(): c for c in table.index}
 
 # %% ../../nbs/data/01_labels.ipynb #c70e5256

@@ -7,7 +7,7 @@ __all__ = ['CPSC', 'CINC_SOURCES', 'EQUIVALENT', 'LUDB', 'PTBDB', 'DISEASES', 'D
            'silent_labels', 'labels_from_cpsc', 'cinc_source', 'labels_from_cinc', 'labels_from_ludb',
            'labels_from_ptbdb', 'icd_codes', 'diseases_from_icd', 'zzu_tokens', 'trusted', 'report_language']
 
-# %% ../../nbs/data/01c_vocabularies.ipynb #0ffe3d74
+# %% ../../nbs/data/01c_vocabularies.ipynb #37425bd5
 import re
 from collections.abc import Sequence
 from functools import lru_cache
@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from ecgbench.labels.zzu_pecg import parse_code_list
 
-from .labels import K, LABELS, VOCABULARIES, Coverage, _combine, _coverage, _split, _to_frame, _vector, labels_from_aha, parts_of_finding, read_table
+from .labels import K, LABELS, VOCABULARIES, Coverage, _combine, _coverage, _split, _to_frame, _vector, parts_of_finding, read_table
 from ..settings import PeaceError
 
 # %% ../../nbs/data/01c_vocabularies.ipynb #3f85a776
