@@ -8,7 +8,7 @@ __all__ = ['ALPHA', 'COMPARED', 'PLACE', 'GROUPS', 'ABLATIONS', 'COLORS', 'ASIDE
            'from_frame', 'pooled_training', 'compare_pairs', 'compare', 'claim_sentence', 'method_group',
            'method_order', 'main_settings', 'forest']
 
-# %% ../../nbs/evaluation/41_statistics.ipynb #b9a051b1
+# %% ../../nbs/evaluation/41_statistics.ipynb #24e8b3a1
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from pyarrow.parquet import read_table
 from scipy.stats import norm, rankdata, t as student
 
 from .metrics import Panel, class_mass, mass_auroc, panel, patient_weights, scorable
@@ -197,26 +198,28 @@ def holm(
     out[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)))
     return out
 
-# %% ../../nbs/evaluation/41_statistics.ipynb #3a81b7bc
+# %% ../../nbs/evaluation/41_statistics.ipynb #b47d9fdd
 class Scores:
-    "Test predictions of a build folder, read cell by cell"
+    "Test predictions of a build folder, read cell by cell; the files of one method are held at a time"
     def __init__(self, build: Path|str,  # paper/build/<profile>
                  runs,                   # (method, seed) pairs
                 ):
         self.runs = [(m, s) for m, s in runs]
         self.places = {(m, s): Path(build) / "transfer" / m / f"seed{s}" / "predictions.parquet" for m, s in self.runs}
-        self.methods = list(dict.fromkeys(m for m, _ in self.runs))
+        self.methods, self.held = list(dict.fromkeys(m for m, _ in self.runs)), (None, {})
 
     def __call__(self, method: str, setting: str, part: str="test") -> dict:
         "Training seed -> predictions; empty where the method was not run under the setting"
-        found = {s: self._read(self.places[m, s], setting, part) for m, s in self.runs if m == method}
-        return {s: f for s, f in found.items() if len(f)}
+        if self.held[0] != method: self.held = method, {s: self._read(self.places[m, s]) for m, s in self.runs if m == method}
+        found = {s: t[(t["setting"] == setting) & (t["part"] == part)] for s, t in self.held[1].items()}
+        return {s: t.astype({c: str for c in ("record_id", "patient_id", "label", "cohort")}) for s, t in found.items() if len(t)}
 
     @staticmethod
-    def _read(place: Path, setting: str, part: str) -> pd.DataFrame:
+    def _read(place: Path) -> pd.DataFrame:
+        "A file of predictions, its words as categories"
         if not place.is_file(): raise PeaceError(f"{place} does not exist.")
-        keep = ["record_id", "patient_id", "label", "score", "truth", "cohort"]
-        try: return pd.read_parquet(place, columns=keep, filters=[("setting", "==", setting), ("part", "==", part)])
+        words = ["record_id", "patient_id", "label", "cohort", "setting", "part"]
+        try: return read_table(place, columns=[*words, "score", "truth"], read_dictionary=words).to_pandas()
         except Exception as fault: raise PeaceError(f"{place} is not a file of predictions ({' '.join(str(fault).split())}).") from fault
 
 def from_frame(predictions: pd.DataFrame  # with columns method, seed and setting
@@ -252,7 +255,7 @@ def _pool(cells: dict, a: tuple, b: tuple) -> tuple|None:
         return pooled_training(combinations(here, 2), len(here))
     return pooled_training([(like[m, a[1]], like[m, b[1]]) for m in dict.fromkeys(m for m, _ in like) if (m, a[1]) in like and (m, b[1]) in like])
 
-# %% ../../nbs/evaluation/41_statistics.ipynb #f555d96a
+# %% ../../nbs/evaluation/41_statistics.ipynb #51c96e40
 def compare_pairs(
     predictions,       # a table with method, seed and setting, or a function of method and setting: `Scores`
     pairs,             # ((method, setting), (method, setting)), ...; pairs with a cell that was not run are left out
@@ -266,6 +269,7 @@ def compare_pairs(
             frames = read(method, setting)
             cells[method, setting] = make_cell(frames, method, setting, n_boot, seed) if frames else None
         return cells[method, setting]
+    for key in sorted({tuple(key) for pair in pairs for key in pair}): cell(*key)   # method by method, so that each file is read once
     pairs = [(a, b) for a, b in pairs if cell(*a) is not None and cell(*b) is not None]
     for a, b in pairs: rows.append(dict(method_a=a[0], setting_a=a[1], method_b=b[0], setting_b=b[1], **paired_difference(cells[a], cells[b], _pool(cells, a, b))))
     found = pd.DataFrame(rows, columns=list(COMPARED[:-2]))
