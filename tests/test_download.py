@@ -20,7 +20,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from peace_nb import cli
 from peace_nb.data import archives, catalogue, download
 from peace_nb.data.catalogue import Expected
 from peace_nb.data.download import DiskFull, Fetched, Policy, fetch_file, fetch_files
@@ -66,7 +68,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if trick.startswith("cut"): data = data[:int(trick[3:] or len(data) // 2)]; self.close_connection = True
         if trick == "silent": self.wfile.write(data[:10]); time.sleep(1); self.close_connection = True; return
         if trick == "trickle":
-            for i in range(40): self.wfile.write(data[i:i + 1]); time.sleep(0.1)
+            for i in range(300): self.wfile.write(data[i:i + 1]); time.sleep(0.1)
             self.close_connection = True; return
         if trick == "pace":
             for i in range(0, len(data), 1 << 16): self.wfile.write(data[i:i + (1 << 16)]); time.sleep(0.05)
@@ -107,6 +109,12 @@ def test_a_cut_connection_goes_on_where_it_stopped(server, tmp_path):
     assert sum(told) == len(BIG), "no byte is counted twice"
 
 
+def test_a_part_that_nothing_vouches_for_is_not_continued(server, tmp_path):
+    e = put(server, digest=False)
+    (tmp_path / "big.dat.part").write_bytes(b"of another time")
+    assert fetch_file(e, tmp_path, QUICK) == "fetched" and server.asked[0][1] is None and (tmp_path / "big.dat").read_bytes() == BIG
+
+
 def test_many_cuts_with_progress_are_not_given_up(server, tmp_path):
     e = put(server)
     server.tricks["big.dat"] = ["cut200000"] * 14
@@ -132,7 +140,7 @@ def test_a_file_that_changed_between_two_pieces_is_not_mixed(server, tmp_path):
 
 
 def test_another_piece_than_the_one_asked_for_leaves_no_hole(server, tmp_path):
-    e = put(server)
+    e = put(server, digest=False)
     server.tricks["big.dat"] = ["cut1000000", "other piece", ""]
     assert fetch_file(e, tmp_path, QUICK) == "fetched" and (tmp_path / "big.dat").read_bytes() == BIG
 
@@ -276,9 +284,9 @@ def test_a_killed_run_leaves_parts_only_and_is_continued(server, tmp_path):
 
 # ---------------------------------------------------------------- a data set
 
-def ludb(server, spoil=lambda files: None):
+def ludb(server, spoil=lambda files: None, records=12):
     "A miniature LUDB on the server."
-    files = {"ludb.csv": b"ID\n1\n", "RECORDS": b"data/1\n", **{f"data/{i}.dat": bytes([i]) * 5000 for i in range(12)}}
+    files = {"ludb.csv": b"ID\n1\n", "RECORDS": b"data/1\n", **{f"data/{i}.dat": bytes([i]) * 5000 for i in range(records)}}
     files["SHA256SUMS.txt"] = "".join(f"{hashlib.sha256(b).hexdigest()} {p}\n" for p, b in files.items()).encode()
     spoil(files)
     server.files.update(files)
@@ -337,30 +345,32 @@ def test_two_downloads_at_once_are_refused(server, tmp_path):
 
 def test_the_command_line(server, tmp_path):
     ludb(server)
-    call = [sys.executable, "-c", "from peace_nb.cli import main; main()", "download", "ludb", "--to", str(tmp_path / "l"), "--from", server.base]
-    run = lambda *more: subprocess.run([*call, *more], capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    refused = run()
-    assert refused.returncode == 2 and "ODC-By" in refused.stdout and "--accept-licence" in refused.stderr and not server.asked
-    assert run("--accept-licence", "--quiet").returncode == 0
-    listed = subprocess.run([*call[:3], "datasets", "--root", f"ludb={tmp_path / 'l'}", "--full", "--json"], capture_output=True, text=True)
+    run = lambda *args: CliRunner().invoke(cli.app, list(map(str, args)))
+    call = ("download", "ludb", "--to", tmp_path / "l", "--from", server.base, "--quiet")
+    refused = run(*call)
+    assert isinstance(refused.exception, PeaceError) and "ODC-By" in refused.output and "--accept-licence" in str(refused.exception) and not server.asked
+    assert run(*call, "--accept-licence").exit_code == 0
+    listed = run("datasets", "--root", f"ludb={tmp_path / 'l'}", "--full", "--json")
     row = {r["name"]: r for r in json.loads(listed.stdout)}["ludb"]
     assert row["verified"] and row["state"] == "verified: all 14 files are as published" and row["licence"] == "ODC-By 1.0"
-    lost = subprocess.run([*call[:4], "nosuch", "--to", str(tmp_path)], capture_output=True, text=True)
+    assert "ludb" in run("datasets").output and "NAME=DIR" in str(run("datasets", "--root", "ludb").exception)
+    lost = subprocess.run([sys.executable, "-c", "from peace_nb.cli import main; main()", "download", "nosuch", "--to", str(tmp_path)], capture_output=True, text=True)
     assert lost.returncode == 2 and "ptb-xl" in lost.stderr and len(lost.stderr.strip().splitlines()) == 1
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 def test_ctrl_c_is_no_fault(server, tmp_path):
-    ludb(server)
-    server.delay = 0.3
+    ludb(server, records=200)
+    server.delay = 0.2
     run = subprocess.Popen([sys.executable, "-c", "from peace_nb.cli import main; main()", "download", "ludb", "--to", str(tmp_path / "l"), "--from", server.base, "--accept-licence", "--quiet"],
                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for _ in range(600):
         if (tmp_path / "l" / "SHA256SUMS.txt").exists(): break
         time.sleep(0.02)
     run.send_signal(signal.SIGINT)
-    _, err = run.communicate(timeout=20)
+    _, err = run.communicate(timeout=60)
     assert run.returncode == 130 and "the same call goes on" in err and "Traceback" not in err
+    assert len([n for n in names(tmp_path) if n.endswith((".dat", ".csv", "RECORDS"))]) < 200, "the other threads stop too"
 
 
 def test_what_must_be_brought_is_explained_and_verified(tmp_path):
@@ -386,6 +396,10 @@ def test_zzu_from_end_to_end(server, tmp_path, monkeypatch):
     own = dataclasses.replace(real, unpacked_bytes=0, files=tuple({**f, "bytes": len(server.files[f["path"]]), "md5": hashlib.md5(server.files[f["path"]]).hexdigest()} for f in real.files))
     monkeypatch.setitem(catalogue.catalogue(), "zzu-pecg", own)
     call = dict(name="zzu-pecg", to=tmp_path / "z", source=server.base, accept_licence=True, policy=QUICK, progress=False, say=quiet)
+    (tmp_path / "z").mkdir()
+    for f in own.files: (tmp_path / "z" / f["path"]).write_bytes(server.files[f["path"]])       # brought with a browser
+    assert "not unpacked" in catalogue.check_copy(own, tmp_path / "z")[0]
+    for f in own.files: (tmp_path / "z" / f["path"]).unlink()
     assert download.download(**call) == Fetched(0, 5, [])
     server.asked.clear()
     assert download.download(**call, remove_archive=True) == Fetched(5, 0, []) and not server.asked
@@ -456,7 +470,7 @@ def test_overlapping_entries_are_refused(tmp_path):
     copies = b"".join(bytes(table[:-1]) + bytes([65 + i]) for i in range(20))
     end[3] = end[4] = 20; end[5] = len(copies)
     (tmp_path / "a.zip").write_bytes(bytes(data[:at]) + copies + archives._END.pack(*end))
-    with pytest.raises(PeaceError): archives.unpack([tmp_path / "a.zip"], tmp_path / "to", progress=False)
+    with pytest.raises(PeaceError, match="overlap"): archives.unpack([tmp_path / "a.zip"], tmp_path / "to", progress=False)
     assert not list((tmp_path / "to").rglob("*"))
 
 
@@ -488,6 +502,32 @@ def test_the_published_list_of_ludb(samples):
     d = catalogue.data_set("ludb")
     found = catalogue.verify_files(samples / "ludb", catalogue.expected_files(d, samples / "ludb"), progress=False)
     assert found.total == 2805 and not found.missing and set(found.wrong) <= {"ANNOTATORS", "LICENSE.txt", "README"}
+
+
+def test_the_quick_check_of_copies_made_by_hand(tmp_path):
+    real, z = catalogue.data_set("zzu-pecg"), tmp_path / "z"
+    tables = {"AttributesDictionary.csv": b"Filename\nP00/P00001/P00001_E01\n", "ECGCode.csv": b"a", "DiseaseCode.csv": b"b"}
+    own = dataclasses.replace(real, files=tuple({**f, **({"bytes": len(tables[f["path"]]), "md5": hashlib.md5(tables[f["path"]]).hexdigest()} if f["path"] in tables else {})} for f in real.files))
+    z.mkdir()
+    for t, b in tables.items(): (z / t).write_bytes(b)
+    assert "2 missing" in catalogue.check_copy(own, z)[0]
+    (z / "Child_ecg/P00/P00001").mkdir(parents=True)
+    for end in (".hea", ".dat"): (z / f"Child_ecg/P00/P00001/P00001_E01{end}").write_bytes(b"x")
+    assert "archive is not there; the records looked for are" in catalogue.check_copy(own, z)[0]
+    (z / "ECGCode.csv").write_bytes(b"?")
+    assert "1 wrong (first: ECGCode.csv)" in catalogue.check_copy(own, z)[0]
+    assert "not verified: SHA256SUMS.txt is not there" in catalogue.check_copy(catalogue.data_set("ludb"), z)[0] or "not this data set" in catalogue.check_copy(catalogue.data_set("ludb"), z)[0]
+
+
+def test_roots_are_looked_for_in_three_places(tmp_path, monkeypatch):
+    monkeypatch.setenv("PEACE_LUDB", str(tmp_path / "environment")); monkeypatch.delenv("PEACE_PTB_XL", raising=False)
+    ini = (Path(__file__).parents[1] / "settings.ini").read_text(encoding="utf-8").replace("ptbxl_root = simulated", f"ptbxl_root = {tmp_path.as_posix()}", 1)
+    (tmp_path / "settings.ini").write_text(ini, encoding="utf-8")
+    monkeypatch.setenv("PEACE_SETTINGS", str(tmp_path / "settings.ini"))
+    found = catalogue.find_roots()
+    assert found["ludb"] == (tmp_path / "environment", "$PEACE_LUDB") and found["ptb-xl"][0] == tmp_path and "settings.ini" in found["ptb-xl"][1]
+    assert catalogue.find_roots({"ludb": "x"})["ludb"] == (Path("x"), "the command line")
+    with pytest.raises(PeaceError, match="no data set 'ludbb'"): catalogue.find_roots({"ludbb": "x"})
 
 
 def test_the_catalogue_is_complete():

@@ -6,10 +6,10 @@
 __all__ = ['DataSet', 'catalogue', 'data_set', 'safe_path', 'Expected', 'read_sums', 'digest_of', 'fault_of', 'Verified',
            'verify_files', 'contents_file', 'expected_files', 'copy_root', 'find_roots', 'check_copy', 'status']
 
-# %% ../../nbs/data/08_catalogue.ipynb #61e299f5
+# %% ../../nbs/data/08_catalogue.ipynb #9998bd13
 import configparser, csv, hashlib, os, re, zlib
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import cache
 from importlib.resources import files
 from itertools import islice
@@ -233,11 +233,11 @@ def find_roots(
     found.update({data_set(name).name: (Path(root).expanduser(), "the command line") for name, root in (given or {}).items()})
     return found
 
-# %% ../../nbs/data/08_catalogue.ipynb #88c15809
+# %% ../../nbs/data/08_catalogue.ipynb #3d37c965
 def _spread(expected, tables, total: int, most: int = 100):
-    "The tables, and at most `most` files evenly spread over the list."
+    "The tables, and at most `most` files evenly spread over the list; of very large ones the length only."
     step = max(1, -(-total // most))
-    return [e for i, e in enumerate(expected) if i % step == 0 or e.path in tables]
+    return [replace(e, digest="") if (e.size or 0) > 100_000_000 else e for i, e in enumerate(expected) if i % step == 0 or e.path in tables]
 
 def _indexed(d: DataSet, root: Path, most: int = 100) -> list:
     "Files of some records that the table names; nothing is known of them but that they should be there."
@@ -246,7 +246,7 @@ def _indexed(d: DataSet, root: Path, most: int = 100) -> list:
     chosen = [n.strip() for n in names[:: max(1, -(-len(names) // most))] if n]
     return [Expected(safe_path(f"{d.index['before']}{n}{a}", d.index["table"])) for n in chosen for a in d.index["after"]]
 
-# %% ../../nbs/data/08_catalogue.ipynb #e759cef3
+# %% ../../nbs/data/08_catalogue.ipynb #c675aad7
 def check_copy(
     d: DataSet,
     folder, # where the copy is said to be
@@ -266,10 +266,11 @@ def check_copy(
     if absent: return f"not this data set: {d.sums} does not name {min(absent)}", None
     chosen = expected_files(d, root) if full else _spread(expected_files(d, root), d.tables, total)
     found = verify_files(root, chosen, jobs, total if full else len(chosen), progress)
-    if d.files and not contents_file(d, root).is_file() and (set(found.missing) <= set(d.archive)):   # unpacked by hand, archive gone
-        seen = verify_files(root, _indexed(d, root), jobs, progress=False)
-        if seen.ok and not found.wrong: return "not verified beyond its tables: the archive is not there; the records looked for are", found
-    return (f"{'verified' if full else 'quick check'}: {found}" + ("" if full or found.total == total else f" (of {total:,} in the list)")), found
+    if d.archive and found.missing and set(found.missing) <= set(d.archive) and not found.wrong:   # unpacked by hand, archive gone
+        if verify_files(root, _indexed(d, root), jobs, progress=False).ok: return "not verified beyond its tables: the archive is not there; the records looked for are", found
+    more = "" if full or found.total == total else f" (of {total:,} in the list)"
+    if d.archive and not contents_file(d, root).is_file() and not (root / d.unpacked).is_dir(): more += "; the archive is not unpacked"
+    return f"{'verified' if full else 'quick check'}: {found}{more}", found
 
 def status(
     roots: dict, # of `find_roots`

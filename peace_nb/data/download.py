@@ -75,19 +75,20 @@ def _begin(r: requests.Response, have: int, part: Path) -> int: # bytes of the p
     part.unlink(missing_ok=True)
     raise _Again(f"the server answered with another piece than the one asked for ({span or 'no Content-Range'})")
 
-# %% ../../nbs/data/08b_download.ipynb #a329ed45
+# %% ../../nbs/data/08b_download.ipynb #d997dede
 _LARGE = 1 << 20   # bytes; below, a file costs less to fetch again than to keep notes about, and to wait for the disk
 
 def _note(part: Path) -> Path: return part.with_name(part.name + ".json")
 
-def _ask(url: str, part: Path, policy: Policy) -> requests.Response:
-    "Ask for what is missing."
+def _ask(e: Expected, url: str, part: Path, policy: Policy) -> requests.Response:
+    "Ask for what is missing; without a checksum and without a mark, for everything."
     have, headers = part.stat().st_size if part.is_file() else 0, {}
     if have:
-        headers["Range"] = f"bytes={have}-"
         try: seen = json.loads(_note(part).read_text(encoding="utf-8"))
         except (OSError, ValueError): seen = {}
-        if seen.get("url") == url and seen.get("mark"): headers["If-Range"] = seen["mark"]
+        same = seen.get("url") == url and seen.get("mark")
+        if same: headers["If-Range"] = seen["mark"]
+        if same or e.digest: headers["Range"] = f"bytes={have}-"
     try: return _session().get(url, headers=headers, stream=True, timeout=(policy.connect_seconds, policy.read_seconds))
     except (requests.ConnectionError, requests.Timeout) as e: raise _Again(f"no connection to {url} ({type(e).__name__})") from None
     except requests.RequestException as e: raise _Refused(f"{url} cannot be asked ({e})") from None
@@ -106,7 +107,7 @@ def _blocks(r: requests.Response, url: str, policy: Policy, stop: threading.Even
             if got < policy.slow_bytes * passed: raise _Again(f"{url} gave only {got / passed:.0f} bytes a second")
             since, got = time.monotonic(), 0
 
-# %% ../../nbs/data/08b_download.ipynb #4a68a972
+# %% ../../nbs/data/08b_download.ipynb #3764394f
 def _write(f, block: bytes, part: Path):
     "Append to the part; a full disk is told as such."
     try: f.write(block)
@@ -116,7 +117,7 @@ def _write(f, block: bytes, part: Path):
 
 def _stream(e: Expected, url: str, part: Path, policy: Policy, stop: threading.Event, count):
     "One request, what arrives goes to the part. `count(n)` is told of bytes, negative ones when a part starts over."
-    with _ask(url, part, policy) as r:
+    with _ask(e, url, part, policy) as r:
         _judge(r, url)
         have = part.stat().st_size if part.is_file() else 0
         begin = _begin(r, have, part)
@@ -182,7 +183,7 @@ def fetch_file(
     except OSError as fault: raise PeaceError(f"{fault.filename or target} cannot be written ({fault.strerror})") from None
     raise PeaceError(f"{e.path} came twice with the wrong bytes ({e.algorithm} {got[:12]}…, published is {e.digest[:12]}…); they are kept in {wrong.name}")
 
-# %% ../../nbs/data/08b_download.ipynb #96d7afed
+# %% ../../nbs/data/08b_download.ipynb #83465105
 @dataclass
 class Fetched:
     "What became of a list of files."
@@ -198,7 +199,7 @@ def _worker(todo, lock, root, policy, stop, bar, result: Fetched, row: list):
         if e is None: return
         try: end = fetch_file(e, root, policy, stop, count)
         except _Stopped: return
-        except DiskFull: stop.set(); raise
+        except DiskFull: raise      # `fetch_files` stops the others
         except PeaceError as fault: end = fault
         with lock:
             if isinstance(end, str): setattr(result, end, getattr(result, end) + 1); row[0] = row[0] if end == "kept" else 0
@@ -207,7 +208,7 @@ def _worker(todo, lock, root, policy, stop, bar, result: Fetched, row: list):
                 if row[0] >= policy.give_up: stop.set()
             bar.set_postfix_str(f"{result.fetched + result.kept:,} files", refresh=False)
 
-# %% ../../nbs/data/08b_download.ipynb #82971b4d
+# %% ../../nbs/data/08b_download.ipynb #849ba84b
 def fetch_files(
     expected, # iterable of `Expected`
     root, # folder to put them under
@@ -218,8 +219,8 @@ def fetch_files(
     "Fetch many files side by side. Raises `PeaceError` that names the first file that failed; all others are there."
     todo, lock, stop, result, row = iter(expected), threading.Lock(), threading.Event(), Fetched(), [0]
     with tqdm(total=total_bytes or None, unit="B", unit_scale=True, desc="fetching", disable=not progress, mininterval=0.5) as bar, ThreadPoolExecutor(policy.jobs) as pool:
-        tasks = [pool.submit(_worker, todo, lock, root, policy, stop, bar, result, row) for _ in range(policy.jobs)]
         try:
+            tasks = [pool.submit(_worker, todo, lock, root, policy, stop, bar, result, row) for _ in range(policy.jobs)]
             for t in wait(tasks, return_when=FIRST_EXCEPTION).done: t.result()
         finally: stop.set()     # Ctrl-C or a full disk: the others stop at their next block
     left = sum(1 for _ in todo)
