@@ -109,7 +109,7 @@ def reports_of(
     if "report" not in batch: raise PeaceError(f"{name} learns from reports, but its training data carry none; wrap them in ReportDataset.")
     return batch["report"], batch["report_known"].bool()
 
-# %% ../../nbs/methods/24_merl.ipynb #a402718f
+# %% ../../nbs/methods/24_merl.ipynb #d7d76a1d
 class MERL(PromptScorer):
     "ECG–report contrast, and agreement of two views of each ECG; a `Method`."
     name = "MERL"
@@ -139,7 +139,7 @@ class MERL(PromptScorer):
 
     def views(self, tokens: torch.Tensor) -> tuple:
         "Two disturbed views of the mean token, each (B, d_align)."
-        mean = self.enter(tokens).mean(1)
+        mean = self.enter(tokens.mean(1))   # the mean of linear images is the image of the mean
         return self.view1(mean), self.view2(mean)
 
 # %% ../../nbs/methods/24_merl.ipynb #c24d1289
