@@ -15,16 +15,6 @@ from peace_nb.data.signals import LEADS, RecordError, SignalSpec, prepare
 from peace_nb.data.store import SignalStore
 from peace_nb.settings import PeaceError
 
-GEORGIA = """E00001 12 500 {n}
-""" + "".join("E00001.mat 16+24 1000.0(0)/mV 16 0 {i%d} {c%d} 0 %s\n" % (k, k, l) for k, l in enumerate(LEADS)) + """# Age: 68
-# Sex: Male
-# Dx: 270492004, 59931005
-# Rx: Unknown
-# Hx: Unknown
-# Sx: Unknown
-"""
-
-
 def heart(seconds, fs, leads=12, seed=0):
     rng, t = np.random.default_rng(seed), np.arange(int(round(seconds * fs))) / fs
     beat = np.exp(-0.5 * (((t % .83) - .3) / .012) ** 2)
@@ -130,6 +120,26 @@ def test_dataset_cinc_damage_is_set_aside(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(PeaceError, match="no WFDB header"): load_cohort("cinc", tmp_path / "empty")
     with pytest.raises(PeaceError, match="is not a folder"): load_cohort("cinc", tmp_path / "nothing")
+
+
+def test_dataset_cinc_first_copies_of_2020(tmp_path):
+    "Georgia as first handed out: a record line that names the file, another gain, a date."
+    meant = challenge(tmp_path, "E00001", 500, 10, ["#Age: 68", "#Sex: Male", "#Dx: 270492004"], gains=[4880] * 12, record_line="E00001.mat 12 500 5000 05-May-2020 14:50:55")
+    hea = tmp_path / "E00001.hea"; hea.write_text(hea.read_text().replace("4880(0)/mV", "4880/mV"))
+    c = load_cohort("cinc", tmp_path)
+    assert np.abs(c.signal("E00001")[0] - meant).max() < 1e-6 and c.table.seconds["E00001"] == 10 and c.labels.loc["E00001", "AVB1"] == 1
+
+
+def test_a_source_whose_checksums_never_fit_is_read_and_says_so(tmp_path):
+    "Wrong in every lead of every record: written that way. Wrong in one record among sound ones: damaged."
+    for name in ("E00001", "E00002", "E00003", "JS00001", "JS00002", "JS00003"): challenge(tmp_path / name[:2], name, 500, 10, ["#Dx: 427084000"], seed=int(name[-1]))
+    for hea in (tmp_path / "E0").glob("*.hea"):
+        hea.write_text("\n".join(" ".join([*(p := l.split())[:6], "77", *p[7:]]) if ".mat" in l else l for l in hea.read_text().splitlines()) + "\n")
+    raw = bytearray((tmp_path / "JS" / "JS00002.mat").read_bytes()); raw[24 + 240:] = bytes(len(raw) - 264); (tmp_path / "JS" / "JS00002.mat").write_bytes(bytes(raw))    # the rest never arrived
+    c = load_cohort("cinc", tmp_path)
+    assert c.table.checksums.to_dict() == {n: n.startswith("JS") for n in c.table.index} and (c.table.quality[~c.table.checksums] == "checksums of this source do not fit").all()
+    assert all(c.signal(n)[1].all() for n in c.table.index if n != "JS00002")
+    with pytest.raises(RecordError, match="checksum"): c.signal("JS00002")
 
 
 def test_checksums_nobody_took_are_not_held_against_a_record(tmp_path):

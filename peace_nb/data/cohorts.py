@@ -7,8 +7,8 @@ __all__ = ['MAX_SAMPLES', 'COLUMNS', 'YEAR', 'MAX_AGE', 'COHORTS', 'AGE_BANDS', 
            'read_window', 'cohort_names', 'load_cohort', 'check_disjoint', 'split_by_patient', 'split_by_fold',
            'development_half']
 
-# %% ../../nbs/data/04_cohorts.ipynb #bf8a9cb4
-import hashlib, importlib, logging, os
+# %% ../../nbs/data/04_cohorts.ipynb #33cf5ea2
+import hashlib, importlib, logging, os, tempfile
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property, reduce
@@ -27,7 +27,7 @@ from .fast import plain_header
 from .labels import LABELS, labels_from_aha, labels_from_report, labels_from_scp
 from .signals import LEADS, MIN_SECONDS, RecordError, canonical_lead, select_leads
 
-# %% ../../nbs/data/04_cohorts.ipynb #28d06bf6
+# %% ../../nbs/data/04_cohorts.ipynb #5642b893
 MAX_SAMPLES = 2**26    # samples of one record, all channels: 3 hours of 12 leads at 500 Hz
 _TO_MV = {"mv": 1.0, "uv": 1e-3, "µv": 1e-3, "μv": 1e-3, "nv": 1e-6, "v": 1e3}
 _BYTES = {"8": 1, "80": 1, "16": 2, "61": 2, "160": 2, "24": 3, "32": 4, "212": 1.5, "310": 4 / 3, "311": 4 / 3}
@@ -36,6 +36,15 @@ def _stem(path) -> Path:
     "The path of a record without the extension .hea or .dat"
     path = Path(path)
     return path.with_suffix("") if path.suffix.lower() in (".hea", ".dat") else path
+
+def _parse(stem: Path): # wfdb.Record or wfdb.MultiRecord
+    "The header by whichever parser can: the quick one, or wfdb's (after mending a record line that names `E00001.mat` instead of `E00001`)."
+    if (head := plain_header(stem)) is not None: return head
+    text = stem.with_name(f"{stem.name}.hea").read_bytes()
+    if not text.startswith(f"{stem.name}.mat ".encode()): return wfdb.rdheader(str(stem), rd_segments=True)
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / f"{stem.name}.hea").write_bytes(text.replace(b".mat", b"", 1))
+        return wfdb.rdheader(str(Path(folder) / stem.name))
 
 def read_header(
     path, # a WFDB record, with or without the extension .hea or .dat
@@ -46,7 +55,7 @@ def read_header(
     hea = stem.with_name(stem.name + ".hea")
     if not hea.is_file(): raise RecordError(f"{hea} does not exist", "missing header")
     if hea.stat().st_size > 1_000_000: raise RecordError(f"{hea} is not a WFDB header: it is larger than 1 MB", "bad header")
-    try: head = plain_header(stem) or wfdb.rdheader(str(stem), rd_segments=True)   # the first is the second in less time, where the header is ordinary
+    try: head = _parse(stem)
     except Exception as e:   # wfdb raises whatever its parser stumbles over, from IndexError to OSError
         raise RecordError(f"{hea} is not a readable WFDB header ({type(e).__name__}: {e})".replace("\n", " "), "bad header") from e
     if not (head.n_sig and head.fs and np.isfinite(head.fs) and head.fs > 0): raise RecordError(f"{hea} names no signal or no sampling rate", "bad header")
@@ -184,14 +193,15 @@ def read_window(
     except Exception as e: raise RecordError(f"{stem} cannot be read ({type(e).__name__}: {e})".replace("\n", " ")) from e
     return _voltages(x, head.sig_name, head.units, head.fs, stem)
 
-# %% ../../nbs/data/04_cohorts.ipynb #9ceb9d25
+# %% ../../nbs/data/04_cohorts.ipynb #8b4369c9
 _READERS = {".h5": "read_hdf5", ".mat": "read_cpsc"}     # functions of peace_nb.data.more_cohorts
 
 def _read_row(cohort: Cohort, record_id: str): # (signal (C, T) mV, names, fs)
     "The channels of one row of the table, by whichever reader its path asks for."
     table, path = cohort.table, cohort.root / cohort.table.at[record_id, "path"]
     if "first_sample" in table: return read_window(path, int(table.at[record_id, "first_sample"]), int(table.at[record_id, "n_samples"]))
-    if (reader := _READERS.get(path.suffix.lower())) is None: return read_record(path, check=cohort.check)
+    trusted = cohort.check and ("checksums" not in table or bool(table.at[record_id, "checksums"]))
+    if (reader := _READERS.get(path.suffix.lower())) is None: return read_record(path, check=trusted)
     return getattr(importlib.import_module("peace_nb.data.more_cohorts"), reader)(path)
 
 @patch

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['read_cpsc', 'read_hdf5']
 
-# %% ../../nbs/data/04b_more_cohorts.ipynb #d4c9f986
+# %% ../../nbs/data/04b_more_cohorts.ipynb #6a8ab085
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from ecgbench.labels.ptbdb import parse_header_comments
 from scipy.io import loadmat
 
 from ..settings import PeaceError
-from .cohorts import COHORTS, MAX_SAMPLES, YEAR, _read_csv, _require
+from .cohorts import COHORTS, MAX_SAMPLES, YEAR, _read_csv, _remark, _require, read_header, read_record
 from .labels import labels_from_aha
 from .signals import LEADS, RecordError
 from .vocabularies import cinc_source, labels_from_cinc, labels_from_cpsc, labels_from_ptbdb
@@ -37,7 +37,25 @@ def _names(dx: str) -> str:
     known = load_dx_mapping()["dx_name"]
     return "; ".join(known.get(c, c) for c in str(dx).split(",") if c)
 
-# %% ../../nbs/data/04b_more_cohorts.ipynb #ba698ac6
+# %% ../../nbs/data/04b_more_cohorts.ipynb #75e380d5
+def _honest(path: Path) -> bool | None: # None where the record cannot be judged
+    "Do a record's checksums fit its samples in at least one lead, or is even the first sample not the one announced?"
+    try:
+        x, head = read_record(path, check=False)[0], read_header(path)
+        digital = np.rint(np.nan_to_num(x, nan=-32768 / head.adc_gain[0]) * np.array(head.adc_gain)[:, None] + np.array(head.baseline)[:, None]).astype(np.int64)
+    except (RecordError, ValueError): return None
+    fits = (digital.sum(-1) - np.array(head.checksum)) % 65536 == 0
+    return bool(fits.any() or (digital[:, 0] != np.array(head.init_value)).any())
+
+def _doubtful(root: Path, table: pd.DataFrame, most: int = 5) -> list: # of sources
+    "Sources whose checksums are wrong throughout."
+    found = []
+    for source, paths in table.groupby("source")["path"]:
+        seen = [h for p in paths.iloc[:: max(1, len(paths) // most)][:most] if (h := _honest(root / p)) is not None]
+        if len(seen) >= 3 and not any(seen): found.append(source)
+    return found
+
+# %% ../../nbs/data/04b_more_cohorts.ipynb #6a188d4b
 _SHARED = ("ptb", "st_petersburg_incart")   # sources in which one patient gave several records, and nobody says which
 
 def _load_cinc(root: Path):
@@ -50,6 +68,9 @@ def _load_cinc(root: Path):
         "fs": fs.astype(float), "leads": pd.to_numeric(src["n_leads"], errors="coerce"), "seconds": n / fs.where(fs > 0),
         "report": src["dx"].map(_names), "quality": np.select([source.isin(_SHARED), src["dx"] == ""], ["patient not stated", "no diagnosis"], ""),
         "path": src["path"], "source": source, "dx": src["dx"]}).set_axis(src["record_name"])
+    if len(doubtful := _doubtful(root, table)):
+        table["checksums"] = ~table["source"].isin(doubtful)
+        _remark(table, ~table["checksums"].to_numpy(), "checksums of this source do not fit")
     return table, *labels_from_cinc(table["dx"], table["source"])
 
 COHORTS["cinc"] = _load_cinc
@@ -79,7 +100,7 @@ def read_cpsc(
     if not np.isfinite(x).any(): raise RecordError(f"{path} holds no valid sample of a voltage", "no sample")
     return x, list(LEADS), 500.0
 
-# %% ../../nbs/data/04b_more_cohorts.ipynb #9570b7c7
+# %% ../../nbs/data/04b_more_cohorts.ipynb #403b8380
 def _cpsc_person(path: Path) -> tuple: # (sex, age in years, seconds)
     "What a struct says of its patient; nothing where it cannot be read."
     try: ecg = _cpsc_struct(path)
@@ -90,13 +111,13 @@ def _cpsc_person(path: Path) -> tuple: # (sex, age in years, seconds)
 def _load_cpsc(root: Path):
     "CPSC2018, first release: (table, labels, coverage)."
     _require(root, "CPSC2018")
-    reference = next(iter(sorted(p for p in root.rglob("*.csv") if p.stem.upper().startswith("REFERENCE"))), None)
-    if reference is None: raise PeaceError(f"{root} does not hold CPSC2018: REFERENCE.csv is missing")
-    ref = _read_csv(reference, ("Recording", "First_label"), dtype=str)
+    references = sorted(p for p in root.rglob("*.csv") if p.stem.upper().startswith("REFERENCE"))
+    if not references: raise PeaceError(f"{root} does not hold CPSC2018: REFERENCE.csv is missing")
+    ref = pd.concat([_read_csv(p, ("Recording", "First_label"), dtype=str) for p in references]).drop_duplicates()   # some copies have one a folder
     ref = ref.set_axis(ref["Recording"].str.strip())
     files = {p.stem: p for p in sorted(root.rglob("*.mat"))}
     names = list(dict.fromkeys([*ref.index, *files]))
-    if ref.index.has_duplicates: raise PeaceError(f"{reference} lists record {ref.index[ref.index.duplicated()][0]} more than once")
+    if ref.index.has_duplicates: raise PeaceError(f"{references[0]} lists record {ref.index[ref.index.duplicated()][0]} more than once")
     codes = pd.Series([[c for c in ref.loc[n, ref.columns[1:]] if isinstance(c, str) and c.strip()] if n in ref.index else [] for n in names], index=names)
     paths = [files.get(n, root / f"{n}.mat") for n in names]
     with ThreadPoolExecutor(4) as pool: sex, age, seconds = zip(*pool.map(_cpsc_person, paths))
