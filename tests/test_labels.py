@@ -126,6 +126,7 @@ ASSERTED = {
     "Low QRS voltages in precordial leads": "LOWV", "Prolonged QT interval": "LQT", "QTc is prolonged": "LQT", "Wolff-Parkinson-White pattern": "WPW",
     "Right ventricular hypertrophy": "RVH", "Biatrial enlargement": "AE", "Atrial flutter with variable conduction": "AFLT", "Normal ECG": "NORM",
     "Compared with previous tracing atrial fibrillation is new": "AFIB", "Left bundle branch block, unchanged from previous tracing": "LBBB",
+    "Bigeminal PVCs": "PVC", "T abnrm, anterolateral leads": "TABN", "Sinus rhythm with PVC(s) with 1st degree A-V block": "PVC AVB1",
     "Sinus rhythm. Left ventricular hypertrophy. Abnormal ECG": "LVH", "Probable LVH with ST-T abnormality": "STDEV TABN",
 }
 NOT_ASSERTED = {
@@ -135,6 +136,8 @@ NOT_ASSERTED = {
     "Compared with previous tracing atrial fibrillation is gone": "", "Since last tracing, left bundle branch block has resolved": "", "Otherwise normal ECG": "NORM",
     "Borderline ECG": "NORM", "Abnormal ECG": "", "Incomplete left bundle branch block": "LBBB", "Normal sinus rhythm": "", "Absence of atrial fibrillation": "",
     "Sinus rhythm without ST changes": "", "Consider right ventricular hypertrophy": "RVH", "Anterior ischemia": "STDEV TABN", "Leftward axis": "LAD",
+    "Sinus or ectopic atrial tachycardia": "STACH SVT", "rSr' in V1, right VCD or RVH": "IRBBB RVH", "Conduction defect of right bundle branch block type": "RBBB IRBBB",
+    "Extensive IVCD": "", "*** Consider acute ST elevation MI ***": "STDEV QWAVE",
     "Atrial fibrillation/flutter": "AFIB AFLT", "T waves are not inverted": "", "R/o WPW": "WPW", "AVB": "",
 }
 
@@ -148,6 +151,11 @@ def test_line_asserts(line):
 def test_line_does_not_assert(line):
     reading = L.read_line(line)
     assert not reading.asserted and set(reading.unknown) == set(NOT_ASSERTED[line].split())
+
+
+@pytest.mark.parametrize("line", ["--- Pediatric criteria used ---", "Report made without knowing the patient's age", "--- Possible measurement error ---", "Recording unsuitable for analysis"])
+def test_lines_about_the_recording_are_no_reading(line):
+    assert L.labels_from_report(pd.Series([[line]]))[0].isna().all(axis=None)
 
 
 @given(st.text(max_size=80))

@@ -22,7 +22,7 @@ with (files("peace_nb.data") / "report_rules.csv").open(encoding="utf-8") as _f:
 def _split(cell: str) -> list[str]:
     return [x for x in cell.split(";") if x]
 
-# %% ../../nbs/data/01b_mimic_rules.ipynb #702ce1a6
+# %% ../../nbs/data/01b_mimic_rules.ipynb #9829fa5a
 _HEDGE = re.compile(
     r"\b(?:possibl[ey]|probabl[ey]|(?:cannot|can't|can not|could not|unable to) (?:rule out|exclude)|rule[- ]out|r/o|consider\w*|suspect\w*|suggest\w*|"
     r"may be|might be|could be|likely|question(?:able)?|borderline|equivocal|versus|vs)\b")
@@ -37,7 +37,7 @@ _COMPARISON = re.compile(
 _NOW = re.compile(r"\bnow\b|\bnew(?:ly)?\b|\breplaced\b|\b(?:has|have) (?:developed|appeared)\b")
 _TECHNICAL = re.compile(
     r"\bdata quality|\bpoor quality|\bartifact|\bbaseline wander|\bleads? (?:are |is )?(?:missing|off)\b|\bfurther analysis|\bunconfirmed|\bunable to|\binsufficient|"
-    r"\banalysis (?:based|not)|\bno interpretation|\buninterpretable|\bnot (?:been )?interpreted|\breport pending|\btrace only|\bcannot analy[sz]e")
+    r"\banalysis (?:based|not)|\bno interpretation|\buninterpretable|\bnot (?:been )?interpreted|\breport pending|\btrace only|\breport made without|\bage not entered|\bmeasurement error|\bpediatric (?:ecg|criteria)|\bfailure to (?:sense|capture)|\bunsuitable|\bclinical correlation|\bcannot analy[sz]e")
 
 # %% ../../nbs/data/01b_mimic_rules.ipynb #36f52838
 _CLAUSE_END = re.compile(r"[;.]|\s-+\s|\bbut\b|\bhowever\b|\balthough\b|\bexcept\b")
