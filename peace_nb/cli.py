@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'Model', 'paper', 'run_step', 'manuscript', 'report', 'predict_record', 'predict', 'evaluate_cohort',
-           'evaluate', 'download', 'datasets', 'describe', 'main']
+           'evaluate', 'download', 'datasets', 'prepare', 'describe', 'main']
 
 # %% ../nbs/90_cli.ipynb #7b6e5a11
 import json, sys, tempfile
@@ -172,6 +172,36 @@ def datasets(root:Annotated[Optional[list[str]], typer.Option(help="NAME=DIR: wh
     for r in rows:
         print(f"{r['name']:13} {r['version'].split()[0]:6} {_size(r['bytes']):>9}  {r['access']:13} {r['licence']}\n  {r['what']}")
         print(f"  {r['where']} ({r['said_by']}): {r['state']}\n" if r["where"] else f"  not found; set {r['environment']}, or see {r['page']}\n")
+
+# %% ../nbs/90_cli.ipynb #8af7e7f2
+def _root_of(name:str, root:Path|None) -> Path:
+    "The folder that was given, or the one that `peace-nb datasets` would find."
+    from peace_nb.data import catalogue
+    if root is None:
+        found = catalogue.find_roots().get(name)
+        if found is None: raise PeaceError(f"where {name} lies is not known: give --root, or set the variable that peace-nb datasets names")
+        root = found[0]
+    known = catalogue.catalogue().get(name)
+    return catalogue.copy_root(known, root) if known else root
+
+@app.command()
+def prepare(name:Annotated[str, typer.Argument(help="mimic-iv-ecg, ptb-xl, zzu-pecg or another cohort this package reads.")],
+            store:Annotated[Path, typer.Option(help="Folder of stores; this one appears in it under its name.")],
+            root:Annotated[Optional[Path], typer.Option(help="Folder of the data set.")]=None,
+            jobs:Annotated[int, typer.Option(min=1, help="Processes.")]=2,
+            fs:Annotated[int, typer.Option(min=1, help="Sampling rate of the store, Hz.")]=500, seconds:Annotated[float, typer.Option(help="Length of each record, s.")]=10,
+            no_report:Annotated[bool, typer.Option("--no-report", help="Do not write the cohort report.")]=False,
+            other:Annotated[Optional[list[Path]], typer.Option(help="A further store, searched for the same recordings.")]=None,
+            split:Annotated[Optional[Path], typer.Option(help="CSV of record_id and split, for the leakage audit.")]=None,
+            model:Annotated[Optional[Path], typer.Option(help="Checkpoint, for the leakage audit.")]=None,
+            overwrite:Annotated[bool, typer.Option("--overwrite", help="Replace a store made from other data or settings.")]=False):
+    "Build the store of a data set, and its cohort report."
+    from peace_nb.data.signals import SignalSpec
+    from peace_nb.prepare import prepare_cohort
+    try: prepare_cohort(name, _root_of(name, root), store, jobs, SignalSpec(fs=fs, seconds=seconds), report=not no_report, others=tuple(other or ()), split=split, model=model, overwrite=overwrite)
+    except KeyboardInterrupt:
+        print("peace-nb: interrupted; what is prepared is kept, the same call goes on", file=sys.stderr)
+        raise typer.Exit(130)
 
 # %% ../nbs/90_cli.ipynb #127d65ef
 @app.command()
