@@ -353,6 +353,7 @@ def test_the_command_line(server, tmp_path):
     listed = run("datasets", "--root", f"ludb={tmp_path / 'l'}", "--full", "--json")
     row = {r["name"]: r for r in json.loads(listed.stdout)}["ludb"]
     assert row["verified"] and row["state"] == "verified: all 14 files are as published" and row["licence"] == "ODC-By 1.0"
+    assert all(w in run("--help").output for w in ("download", "datasets", "prepare"))
     assert "ludb" in run("datasets").output and "NAME=DIR" in str(run("datasets", "--root", "ludb").exception)
     lost = subprocess.run([sys.executable, "-c", "from peace_nb.cli import main; main()", "download", "nosuch", "--to", str(tmp_path)], capture_output=True, text=True)
     assert lost.returncode == 2 and "ptb-xl" in lost.stderr and len(lost.stderr.strip().splitlines()) == 1

@@ -6,8 +6,8 @@
 __all__ = ['Policy', 'DiskFull', 'fetch_file', 'Fetched', 'fetch_files', 'check_space', 'terms_of', 'acknowledge', 'download',
            'way_to', 'bring']
 
-# %% ../../nbs/data/08b_download.ipynb #fee6017f
-import errno, fnmatch, json, os, shutil, sys, threading, time
+# %% ../../nbs/data/08b_download.ipynb #199b7ec7
+import errno, fnmatch, json, os, shutil, threading, time
 from contextlib import contextmanager
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
@@ -21,7 +21,7 @@ from .. import __version__
 from ..files import write_json, write_text
 from ..settings import PeaceError
 from .archives import unpack
-from .catalogue import Expected, check_copy, contents_file, copy_root, data_set, digest_of, expected_files, fault_of, read_sums, safe_path, verify_files
+from .catalogue import Expected, contents_file, copy_root, data_set, digest_of, expected_files, fault_of, read_sums, safe_path, verify_files
 
 # %% ../../nbs/data/08b_download.ipynb #48dbb9d7
 @dataclass(frozen=True)
