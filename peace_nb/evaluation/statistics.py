@@ -8,7 +8,7 @@ __all__ = ['ALPHA', 'COMPARED', 'PLACE', 'GROUPS', 'ABLATIONS', 'COLORS', 'ASIDE
            'from_frame', 'pooled_training', 'compare_pairs', 'compare', 'claim_sentence', 'method_group',
            'method_order', 'main_settings', 'forest']
 
-# %% ../../nbs/evaluation/41_statistics.ipynb #24e8b3a1
+# %% ../../nbs/evaluation/41_statistics.ipynb #e032a321
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ import pandas as pd
 from pyarrow.parquet import read_table
 from scipy.stats import norm, rankdata, t as student
 
-from .metrics import Panel, class_mass, mass_auroc, panel, patient_weights, scorable
+from .metrics import FEW, Panel, class_mass, mass_auroc, panel, patient_weights, scorable
 from ..settings import PeaceError
 
 # %% ../../nbs/evaluation/41_statistics.ipynb #050bb8a7
@@ -41,7 +41,7 @@ def delong_parts(
     if n > 1: parts[~yes] = (above - auroc) / np.sqrt(n * (n - 1))
     return auroc, parts
 
-# %% ../../nbs/evaluation/41_statistics.ipynb #ea1a6820
+# %% ../../nbs/evaluation/41_statistics.ipynb #91d9b932
 @dataclass(frozen=True)
 class Cell:
     "One method under one setting: S seeds, R draws of patients, n records"
@@ -51,6 +51,7 @@ class Cell:
     labels: tuple          # labels that could be scored
     records: int           # n
     patients: np.ndarray   # (n,) patient of each record
+    few: int               # labels with fewer than `FEW` positive patients: their share of the interval cannot be trusted
     draws: np.ndarray      # (S, 1 + R) macro AUROC, the estimate first
     parts: np.ndarray      # (S, n) DeLong components of the macro AUROC
     identity: str          # of records, patients, labels and truths: two cells can be paired when it is the same
@@ -93,7 +94,7 @@ def macro_parts(
         parts[known, k] = delong_parts(p.truth[known, k], p.score[known, k])[1]
     return parts.mean(1)
 
-# %% ../../nbs/evaluation/41_statistics.ipynb #a580e871
+# %% ../../nbs/evaluation/41_statistics.ipynb #2a2ce68c
 def make_cell(
     frames: dict,      # training seed -> test predictions, long form
     method: str="",    # for messages and tables
@@ -114,13 +115,13 @@ def make_cell(
     if len({_identity(q) for q in panels}) > 1: raise PeaceError(f"the seeds of {method} at {setting} were not scored on the same records.")
     weights, who = patient_weights(panels[0].patients, n_boot, seed)
     weights = np.hstack([np.ones((len(weights), 1)), weights])
-    return Cell(method, setting, tuple(frames), use, len(panels[0].records), panels[0].patients, np.array([macro_draws(q, weights, who) for q in panels]),
+    return Cell(method, setting, tuple(frames), use, len(panels[0].records), panels[0].patients, int((counts.loc[list(use), "pos_patients"] < FEW).sum()), np.array([macro_draws(q, weights, who) for q in panels]),
                 np.array([macro_parts(q) for q in panels]), _identity(panels[0]))
 
-# %% ../../nbs/evaluation/41_statistics.ipynb #d5347a02
+# %% ../../nbs/evaluation/41_statistics.ipynb #45752fde
 def _tail(difference: float, se: float, df: float=np.inf) -> float:
-    "Two-sided p-value; 1 where two methods are the same, score for score"
-    if se == 0: return 1.0 if difference == 0 else 0.0
+    "Two-sided p-value; 1 where two methods are the same, score for score; NaN where nothing could vary, as with a single patient"
+    if se < 1e-9: return 1.0 if abs(difference) < 1e-9 else np.nan
     return float(2 * (norm.sf(abs(difference) / se) if np.isinf(df) else student.sf(abs(difference) / se, df)))
 
 def _paired(a: Cell, b: Cell) -> tuple[list, np.ndarray, np.ndarray]:
@@ -131,7 +132,7 @@ def _paired(a: Cell, b: Cell) -> tuple[list, np.ndarray, np.ndarray]:
     one, two = ([c.seeds.index(s) for s in seeds] for c in (a, b))
     return seeds, a.draws[one] - b.draws[two], (a.parts[one] - b.parts[two]).mean(0)
 
-# %% ../../nbs/evaluation/41_statistics.ipynb #d7bb0299
+# %% ../../nbs/evaluation/41_statistics.ipynb #e66bf001
 def paired_difference(
     a: Cell,
     b: Cell,                    # on the same records
@@ -150,7 +151,7 @@ def paired_difference(
     levels = [c.draws[[c.seeds.index(s) for s in seeds], 0].mean() for c in (a, b)]
     return dict(auroc_a=levels[0], auroc_b=levels[1], difference=mean[0], lo=lo, hi=hi, lo_all=mean[0] - reach, hi_all=mean[0] + reach, se_patients=patients, se_training=trained, sd_seeds=own,
                 p_boot=_tail(mean[0], patients), p_delong=_tail(mean[0], float(np.sqrt(parts @ parts))), p_all=_tail(mean[0], se, df),
-                seeds=n, seed_differences=" ".join(f"{100 * d:+.1f}" for d in each), labels=len(a.labels), records=a.records, patients=len(set(a.patients)))
+                seeds=n, seed_differences=" ".join(f"{100 * d:+.1f}" for d in each), labels=len(a.labels), few=a.few, records=a.records, patients=len(set(a.patients)))
 
 # %% ../../nbs/evaluation/41_statistics.ipynb #bfb5d055
 def delong_labels(
@@ -170,17 +171,17 @@ def delong_labels(
                          se=float(np.sqrt(parts @ parts)), p=r["p_delong"]))
     return pd.DataFrame(rows)
 
-# %% ../../nbs/evaluation/41_statistics.ipynb #1f5f3787
+# %% ../../nbs/evaluation/41_statistics.ipynb #cb22964e
 def adult_child_gap(
     adult: dict,       # training seed -> test predictions on adults
     child: dict,       # the same networks on children
     n_boot: int=1000,
     seed: int=0,
-) -> dict:             # auroc_adult, auroc_child, gap, lo, hi, labels (number shared), seeds
+) -> dict:             # auroc_adult, auroc_child, gap, lo, hi, labels (number shared), seeds; NaN where no label is shared
     "Macro AUROC on adults less that on children, over shared labels, with an interval over both groups of patients"
     scored = [scorable(panel(next(iter(frames.values()))))["scored"] for frames in (adult, child)]
     shared = [l for l in scored[0].index[scored[0]] if scored[1].get(l, False)]
-    if not shared: raise PeaceError("adults and children share no label that can be scored.")
+    if not shared: return dict(auroc_adult=np.nan, auroc_child=np.nan, gap=np.nan, lo=np.nan, hi=np.nan, labels=0, seeds=0)
     a, c = make_cell(adult, "the network", "adult", n_boot, seed, shared), make_cell(child, "the network", "zero-shot", n_boot, seed + 1, shared)
     seeds = [s for s in a.seeds if s in c.seeds]
     one, two = a.draws[[a.seeds.index(s) for s in seeds]].mean(0), c.draws[[c.seeds.index(s) for s in seeds]].mean(0)
@@ -228,10 +229,10 @@ def from_frame(predictions: pd.DataFrame  # with columns method, seed and settin
     groups = {key: g for key, g in predictions.groupby(["method", "setting", "seed"], sort=False)}
     return lambda method, setting: {s: g for (m, st, s), g in groups.items() if (m, st) == (method, setting)}
 
-# %% ../../nbs/evaluation/41_statistics.ipynb #278336ec
+# %% ../../nbs/evaluation/41_statistics.ipynb #186125d9
 ALPHA = 0.05  # family-wise error of a table of comparisons
 COMPARED = ("method_a", "setting_a", "method_b", "setting_b", "auroc_a", "auroc_b", "difference", "lo", "hi", "lo_all", "hi_all", "se_patients", "se_training", "sd_seeds",
-            "p_boot", "p_delong", "p_all", "seeds", "seed_differences", "labels", "records", "patients", "p_holm", "verdict")
+            "p_boot", "p_delong", "p_all", "seeds", "seed_differences", "labels", "few", "records", "patients", "p_holm", "verdict")
 
 def _verdict(difference: float, p: float) -> str:
     if np.isnan(p): return "not tested"
@@ -255,10 +256,10 @@ def _pool(cells: dict, a: tuple, b: tuple) -> tuple|None:
         return pooled_training(combinations(here, 2), len(here))
     return pooled_training([(like[m, a[1]], like[m, b[1]]) for m in dict.fromkeys(m for m, _ in like) if (m, a[1]) in like and (m, b[1]) in like])
 
-# %% ../../nbs/evaluation/41_statistics.ipynb #51c96e40
+# %% ../../nbs/evaluation/41_statistics.ipynb #aa1b991c
 def compare_pairs(
     predictions,       # a table with method, seed and setting, or a function of method and setting: `Scores`
-    pairs,             # ((method, setting), (method, setting)), ...; pairs with a cell that was not run are left out
+    pairs,             # ((method, setting), (method, setting)), ...; pairs with a cell that was not run, or has no label to score, are left out
     n_boot: int=1000,  # draws of patients
     seed: int=0,       # of the draws
 ) -> pd.DataFrame:     # a row a pair: method_a, setting_a, method_b, setting_b, what `paired_difference` gives, p_holm, verdict
@@ -267,7 +268,8 @@ def compare_pairs(
     def cell(method, setting):
         if (method, setting) not in cells:
             frames = read(method, setting)
-            cells[method, setting] = make_cell(frames, method, setting, n_boot, seed) if frames else None
+            there = bool(frames) and scorable(panel(next(iter(frames.values()))))["scored"].any()
+            cells[method, setting] = make_cell(frames, method, setting, n_boot, seed) if there else None
         return cells[method, setting]
     for key in sorted({tuple(key) for pair in pairs for key in pair}): cell(*key)   # method by method, so that each file is read once
     pairs = [(a, b) for a, b in pairs if cell(*a) is not None and cell(*b) is not None]
@@ -289,7 +291,7 @@ def compare(
     found = compare_pairs(predictions, [((reference, st), (m, st)) for st in settings for m in others if m != reference], n_boot, seed)
     return found.rename(columns={"method_a": "reference", "method_b": "method", "setting_a": "setting", "auroc_a": "auroc_reference", "auroc_b": "auroc_method"}).drop(columns="setting_b")
 
-# %% ../../nbs/evaluation/41_statistics.ipynb #a859335a
+# %% ../../nbs/evaluation/41_statistics.ipynb #bdec0ef0
 PLACE = {"adult": "on adults", "ptbxl": "on PTB-XL", "zero-shot": "at zero-shot", "full": "with all training children"}
 
 def _at(setting: str) -> str: return PLACE.get(setting, f"at {setting}")
@@ -310,7 +312,8 @@ def claim_sentence(
     alone = np.isnan(r["se_training"])
     lo, hi = (r["lo"], r["hi"]) if alone else (r["lo_all"], r["hi_all"])
     over = "one seed, which says nothing of training anew" if alone else f"over patients and training; {r['seeds']} {'seed' if r['seeds'] == 1 else 'seeds'}"
-    return f"{told}{where}: {100 * r['difference']:+.1f} points of macro AUROC (95 % interval {100 * lo:+.1f} to {100 * hi:+.1f}, {over}; corrected {p})."
+    few = f"; {r['few']} of {r['labels']} labels have fewer than {FEW} positive patients" if r.get("few") else ""
+    return f"{told}{where}: {100 * r['difference']:+.1f} points of macro AUROC (95 % interval {100 * lo:+.1f} to {100 * hi:+.1f}, {over}; corrected {p}{few})."
 
 # %% ../../nbs/evaluation/41_statistics.ipynb #674ca9cf
 GROUPS = {"reference points": ("Random", "Rules", "ECG-only"), "group A": ("DANN", "DANN-U", "MMD", "EarlyFusion", "LateFusion"),
@@ -342,7 +345,7 @@ def main_settings(child_settings) -> list:
     few = [] if not shots else ["50-shot"] if 50 in shots else [f"{shots[-1]}-shot"]
     return ["adult", *[s for s in ("zero-shot", *few, "full") if s in child_settings], "ptbxl"]
 
-# %% ../../nbs/evaluation/41_statistics.ipynb #89d7a3c9
+# %% ../../nbs/evaluation/41_statistics.ipynb #306aab64
 def forest(
     table: pd.DataFrame,  # from `compare`
     settings=None,        # columns, in order
@@ -359,7 +362,7 @@ def forest(
             r, color = rows.loc[m], COLORS[method_group(m)]
             if not np.isnan(r["se_training"]): ax.plot([100 * r["lo_all"], 100 * r["hi_all"]], [y, y], color=color, lw=0.8, solid_capstyle="butt")
             ax.plot([100 * r["lo"], 100 * r["hi"]], [y, y], color=color, lw=2.6, solid_capstyle="butt")
-            ax.plot(100 * r["difference"], y, "o", ms=3.6, mec=color, mfc="white" if r["verdict"] == "not distinguishable" else color, mew=1)
+            ax.plot(100 * r["difference"], y, "o", ms=3.6, mec=color, mfc=color if r["verdict"] in ("ahead", "behind") else "white", mew=1)
         ax.axvline(0, color="#888888", lw=0.8, ls=":"); ax.set_title((titles or {}).get(setting, setting), fontsize=8); ax.tick_params(labelsize=7); ax.grid(axis="x", lw=0.3)
         for side in ("top", "right", "left"): ax.spines[side].set_visible(False)
         ax.tick_params(axis="y", length=0)
