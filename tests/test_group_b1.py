@@ -75,6 +75,13 @@ def test_validation_and_prediction_never_see_a_report(name, store, reports, norm
     assert given and set(given) == {(2,)}, "predict was given more than signals and mask"
 
 
+def test_a_record_outside_the_training_set_brings_no_report(store, reports):
+    batch = ReportDataset(StoreDataset(store), reports).__getitems__([45, 3, 59])
+    assert batch["report_known"].tolist() == [False, True, False]
+    for key in ("report", "sentences", "tokens"):
+        assert batch[key][[0, 2]].abs().sum() == 0 and batch[key][1].abs().sum() > 0
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_another_report_changes_the_loss_and_never_the_score(name, store, reports, normaliser):
     method, (training, _) = make(name).eval(), data(store, reports, normaliser)
