@@ -72,7 +72,7 @@ def test_order_of_rows_labels_and_methods_changes_nothing():
 
 def test_training_scatter_is_not_taken_for_a_difference():
     "Equal methods whose trainings scatter: networks do differ, methods must not be told apart"
-    found = [compare(invent(s, methods=tuple("ABCDE"), seeds=3, patients=150, training=0.4), "A", list("BCDE"), ["50-shot"], n_boot=40) for s in range(25)]
+    found = [compare(invent(s, methods=tuple("ABCDE"), seeds=3, patients=150, training=0.4), "A", list("BCDE"), ["50-shot"], n_boot=40) for s in range(20)]
     assert np.mean([(t["p_boot"] < 0.05).mean() for t in found]) > 0.3
     assert np.mean([(t["verdict"] != "not distinguishable").any() for t in found]) <= 0.16
 
@@ -88,10 +88,23 @@ def test_one_seed_borrows_the_scatter_of_the_others():
 @pytest.mark.parametrize("change, message", [
     (lambda b: b.assign(truth=1 - b["truth"]), "not scored on the same records"), (lambda b: b[b["record_id"] != "r0"], "not scored on the same records"),
     (lambda b: b.assign(patient_id="p" + b["record_id"]), "not scored on the same records"), (lambda b: b.assign(seed=b["seed"] + 10), "no seed in common"),
-    (lambda b: b[(b["seed"] == 0) | (b["record_id"] != "r0")], "seeds of B at 50-shot were not scored on the same records"), (lambda b: b.assign(truth=0.0), "no label of B")])
+    (lambda b: b[(b["seed"] == 0) | (b["record_id"] != "r0")], "seeds of B at 50-shot were not scored on the same records")])
 def test_what_cannot_be_paired_is_refused(change, message):
     pred = invent(2)
     with pytest.raises(PeaceError, match=message): compare(pd.concat([pred[pred["method"] == "A"], change(pred[pred["method"] == "B"])]), "A", ["B"], ["50-shot"], n_boot=10)
+
+
+def test_what_has_no_label_to_score_is_left_out():
+    pred = invent(2, methods=("A", "B", "C"))
+    empty = pred.assign(truth=pred["truth"].where(pred["method"] != "B", 0.0))
+    assert compare(empty, "A", ["B", "C"], ["50-shot"], n_boot=10)["method"].tolist() == ["C"]
+    with pytest.raises(PeaceError, match="no label of B"): make_cell(frames(empty, "B"), "B", "50-shot", 10)
+
+
+def test_one_patient_proves_nothing():
+    pred = invent(2).assign(patient_id="p0")
+    found = compare(pred[pred["seed"] == 0], "A", ["B"], ["50-shot"], n_boot=20).iloc[0]
+    assert found["verdict"] == "not tested" and found["few"] == found["labels"] and claim_sentence(found) == "A and B were not compared."
 
 
 @pytest.mark.parametrize("seed", range(20))
