@@ -143,7 +143,7 @@ def test_a_state_with_other_adults_is_not_continued(sides, tmp_path, capsys):
 
 def test_every_row_of_a_table_gets_the_same_records_and_updates(sides, tmp_path):
     heard, steps, (child, split) = {}, {}, sides["child"]
-    for name in ("ECG-only", "DANN", "MMD", *FUSION):
+    for name in ("ECG-only", "DANN", "EarlyFusion"):
         heard[name], ear = [], copy.copy(child)
         ear.batch = lambda rows, to=heard[name]: (to.extend(np.asarray(rows).tolist()), child.batch(rows))[1]
         steps[name] = adapt(as_model(name, sides), ear, split, "5-shot", CFG, tmp_path / name, source=sides["adult"], progress=False).result.steps
@@ -238,3 +238,17 @@ def test_a_record_without_its_text_is_read_as_at_the_examination(name):
         fused = method.fused(method.encoder(batch["signals"], batch["mask"]), batch["labels"], kept)
         alone = method.predict(batch["signals"], batch["mask"])
     assert torch.allclose(fused[~kept], alone[~kept], atol=1e-5) and not torch.allclose(fused[kept], alone[kept], atol=1e-3)
+
+
+def test_only_the_domain_head_learns_faster(sides, tmp_path):
+    from peace_nb.training.trainer import Run
+    child, split = sides["child"]
+    for name, factors in (("DANN", {1.0, 10.0}), ("MMD", {1.0}), ("ECG-only", {1.0})):
+        method = start_of(make(name), LABELS, True, 0)
+        run = Run(method, StoreDataset(child, rows_of(split, "train")), None, CFG, tmp_path / name, progress=False)
+        run.step = 5
+        run.update({**batch_of(8, 1), "index": torch.arange(8), **({"source": batch_of(8, 2)} if method.reads_source else {})})
+        rates = {group["lr"] for group in run.opt.param_groups}
+        assert {round(r / min(rates), 6) for r in rates} == factors
+        fast = {id(p) for group in run.opt.param_groups if group["lr"] > min(rates) for p in group["params"]}
+        assert fast == {id(p) for k, p in method.named_parameters() if k.startswith("adversary.")}

@@ -16,7 +16,7 @@ from .protocol import LinearHead, register_method
 from ..models.label_query import masked_bce
 from ..settings import PeaceError
 
-# %% ../../nbs/methods/21_domain_adaptation.ipynb #45621e86
+# %% ../../nbs/methods/21_domain_adaptation.ipynb #6fc0210c
 def joined(
     batch: dict,  # of the target, with a batch of the source under "source"
 ) -> tuple:  # signals (2B, 12, T), mask (2B, 12), labels (2B, K), domain (2B,): 1 for the target, 0 for the source
@@ -39,6 +39,10 @@ class DomainAdapted(LinearHead):
         gap, shown = self.gap(pooled, logits, domain, progress)
         return dict(total=cls + gap, cls=cls.detach(), **{k: torch.as_tensor(v).detach() for k, v in shown.items()})
 
+    def adapting(self, labels: tuple) -> "DomainAdapted":
+        "The copy that is trained on a target; subclasses add what they need for it."
+        return self.restrict(labels)
+
 # %% ../../nbs/methods/21_domain_adaptation.ipynb #12c5c036
 class Reverse(torch.autograd.Function):
     "The identity whose gradient is `-strength` times what it should be."
@@ -58,11 +62,11 @@ def reversal_strength(
     "λ of Ganin and Lempitsky, ICML 2015."
     return 2 / (1 + math.exp(-rate * progress)) - 1
 
-# %% ../../nbs/methods/21_domain_adaptation.ipynb #6a8c3822
+# %% ../../nbs/methods/21_domain_adaptation.ipynb #6a65f2a5
 class DANN(DomainAdapted):
     "ECG-only with an adversary who must not tell children from adults."
     name = "DANN"
-    lr_factors = {"adversary.": 10.0}  # the domain head learns faster, as in the publication
+    lr_factors = {"adversary.": 10.0}  # the domain head is new and must keep up with the encoder
 
     def __init__(
         self,
@@ -83,7 +87,7 @@ class DANN(DomainAdapted):
 
     def adapting(self, labels: tuple) -> "DANN":
         "A copy for these labels, with a domain head."
-        new = self.restrict(labels)
+        new = super().adapting(labels)
         if new.adversary is None: new.adversary = new.domain_head()
         if hasattr(new, "config"): new.config["adversary"] = True
         return new
