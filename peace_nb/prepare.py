@@ -5,8 +5,11 @@
 # %% auto #0
 __all__ = ['measure_rate', 'duration', 'bytes_needed', 'plan', 'cohort_report', 'prepare_cohort']
 
-# %% ../nbs/82_prepare.ipynb #95d036c7
+# %% ../nbs/82_prepare.ipynb #e6ffde0e
 import shutil, sys, time
+from concurrent.futures import ProcessPoolExecutor
+from importlib import import_module
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +18,7 @@ from .files import write_text
 from .settings import PeaceError, project_root
 from .data.cohorts import load_cohort
 from .data.signals import SignalSpec
-from .data.store import SignalStore, _prepare_chunk
+from .data.store import SignalStore, SpooledCohort, _prepare_chunk, spool
 
 # %% ../nbs/82_prepare.ipynb #66e6f4b3
 def measure_rate(
@@ -97,7 +100,15 @@ def cohort_report(
     text, _ = HTMLExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True).from_notebook_node(nbformat.read(made, 4))
     return write_text(out, text)
 
-# %% ../nbs/82_prepare.ipynb #88548150
+# %% ../nbs/82_prepare.ipynb #8e44a0e7
+def _load_apart(name: str, root, options: dict, spec: SignalSpec, path: Path, jobs: int, folder: Path) -> str:
+    "Runs in a process of its own: load, estimate, write the tables to `folder`; returns the estimate."
+    cohort = load_cohort(name, root, **options)
+    told = "" if (path / "store.json").is_file() else plan(cohort, spec, path, jobs)
+    spool(cohort, folder)
+    return told
+
+# %% ../nbs/82_prepare.ipynb #3dafd867
 def prepare_cohort(
     name: str, # a data set that `load_cohort` knows
     root, # its folder
@@ -116,10 +127,13 @@ def prepare_cohort(
     "Load, estimate, build (or continue), report. Raises `PeaceError` with one sentence on anything a user can mend."
     if jobs < 1: raise PeaceError(f"jobs is {jobs}; at least one process is needed")
     path = Path(store) / name
-    cohort = load_cohort(name, root, **options)
-    if not (path / "store.json").is_file(): say(plan(cohort, spec, path, jobs))
-    begin = time.perf_counter()
-    built = SignalStore.build(cohort, spec, path, jobs=jobs, overwrite=overwrite, tick=_Teller(say))
+    begin, tables = time.perf_counter(), path.with_name(f"{name}.tables")
+    try:
+        apart = import_module("peace_nb.prepare")._load_apart   # by its module: what a notebook defines cannot travel to another process
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool: told = pool.submit(apart, name, root, options, spec, path, jobs, tables).result()
+        if told: say(told)
+        built = SignalStore.build(SpooledCohort(tables), spec, path, jobs=jobs, overwrite=overwrite, tick=_Teller(say))
+    finally: shutil.rmtree(tables, ignore_errors=True)
     say(f"{path}: {len(built):,} records prepared, {built.meta['set_aside']:,} set aside, in {duration(time.perf_counter() - begin)}")
     if report: say(f"report: {cohort_report(path, others=others, split=split, model=model, seed=seed)}")
     return built
