@@ -1,0 +1,108 @@
+"Preparing a cohort: a real kill, what was set aside, the fast paths on real files, and what is refused."
+import json, os, re, signal, subprocess, sys, time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import wfdb
+from scipy import signal as sps
+
+from peace_nb.data import fast
+from peace_nb.data.cohorts import load_cohort
+from peace_nb.data.signals import FAULTS, SignalSpec
+from peace_nb.data.simulated_cohorts import write_simulated_cohort
+from peace_nb.data.store import SignalStore, SpooledCohort, spool
+from peace_nb.prepare import plan, prepare_cohort
+from peace_nb.settings import PeaceError
+
+SPEC = SignalSpec(fs=100)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("cohort") / "raw"
+    write_simulated_cohort("zzu-pecg", root, 45, seed=9)
+    return root
+
+
+SCRIPT = """
+import sys
+from peace_nb.data.signals import SignalSpec
+from peace_nb.data.store import SignalStore, SpooledCohort
+if __name__ == "__main__": SignalStore.build(SpooledCohort(sys.argv[1]), SignalSpec(fs=100), sys.argv[2], chunk=4, progress=False)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is a POSIX signal")
+def test_killed_twice_and_nothing_is_lost_or_done_again(root, tmp_path):
+    cohort = load_cohort("zzu-pecg", root)
+    tables, out, script = spool(cohort, tmp_path / "tables"), tmp_path / "killed", tmp_path / "build.py"
+    script.write_text(SCRIPT)
+    whole = SignalStore.build(SpooledCohort(tables), SPEC, tmp_path / "whole", chunk=4, progress=False)
+    parts, before = tmp_path / "killed.partial" / "parts", {}
+    for least in (2, 5):
+        process = subprocess.Popen([sys.executable, str(script), str(tables), str(out)], start_new_session=True)
+        while process.poll() is None and len(list(parts.glob("*.json"))) < least: time.sleep(0.002)
+        os.killpg(process.pid, signal.SIGKILL); process.wait()
+        assert not out.exists(), "the build was over before it could be killed"
+        stamps = {p.name: p.stat().st_mtime_ns for p in parts.glob("*.json")}
+        assert len(stamps) >= least and all(stamps[k] == v for k, v in before.items()), "a finished chunk was done again"
+        before = stamps
+    resumed = SignalStore.build(SpooledCohort(tables), SPEC, out, chunk=4, progress=False)
+    for f in sorted(p.name for p in whole.path.iterdir()): assert (whole.path / f).read_bytes() == (resumed.path / f).read_bytes(), f
+    assert len(resumed) + len(resumed.set_aside) == len(cohort.table)
+
+
+def test_tables_from_disk_give_the_same_store(root, tmp_path):
+    cohort = load_cohort("zzu-pecg", root)
+    a = SignalStore.build(cohort, SPEC, tmp_path / "a", progress=False, chunk=16)
+    b = SignalStore.build(SpooledCohort(spool(cohort, tmp_path / "t")), SPEC, tmp_path / "b", progress=False, chunk=16)
+    assert np.array_equal(a.array, b.array) and a.labels.equals(b.labels) and a.table.index.equals(b.table.index) and a.meta["source"] == b.meta["source"]
+    pd.testing.assert_frame_equal(a.table.fillna("-"), b.table.fillna("-"), check_dtype=False)
+
+
+def test_what_is_set_aside_is_told_by_kind(root, tmp_path):
+    said, raw = [], tmp_path / "raw"
+    write_simulated_cohort("zzu-pecg", raw, 12, seed=4)
+    paths = load_cohort("zzu-pecg", raw).table.path
+    (raw / f"{paths.iloc[0]}.dat").unlink()
+    dat = raw / f"{paths.iloc[1]}.dat"; dat.write_bytes(dat.read_bytes()[:-10])
+    (raw / f"{paths.iloc[2]}.hea").write_text("nothing")
+    store = prepare_cohort("zzu-pecg", raw, tmp_path / "stores", jobs=1, spec=SPEC, report=False, say=said.append)
+    assert store.set_aside.columns.tolist() == ["record_id", "kind", "reason"] and set(store.set_aside.kind) <= set(FAULTS)
+    assert dict(zip(store.set_aside.record_id, store.set_aside.kind)) == dict(zip(paths.index[:3], ("missing signal", "truncated", "bad header")))
+    assert re.search(r"about [\d,]+ records a second", said[0]) and "3 set aside" in said[-1] and not list((tmp_path / "stores").glob("*.tables"))
+
+
+def test_what_is_refused(root, tmp_path, monkeypatch):
+    with pytest.raises(PeaceError, match="is not a folder"): prepare_cohort("zzu-pecg", tmp_path / "no", tmp_path / "s", report=False)
+    with pytest.raises(PeaceError, match="at least one process"): prepare_cohort("zzu-pecg", root, tmp_path / "s", jobs=0)
+    monkeypatch.setattr("peace_nb.prepare.shutil.disk_usage", lambda p: type("U", (), {"free": 1000})())
+    with pytest.raises(PeaceError, match="GB free, but the store needs"): plan(load_cohort("zzu-pecg", root), SPEC, tmp_path / "s", 1)
+    assert not (tmp_path / "s" / "zzu-pecg").exists()
+
+
+def headers():
+    home = os.environ.get("PEACE_SAMPLE_DATA")
+    return sorted(Path(home).rglob("*.hea")) if home else []
+
+
+@pytest.mark.skipif(not headers(), reason="PEACE_SAMPLE_DATA is not set: no real records to read")
+def test_real_headers_as_wfdb_reads_them():
+    read = 0
+    for f in headers()[::7]:
+        stem = str(f.with_suffix(""))
+        mine, theirs = fast.plain_header(stem), wfdb.rdheader(stem)
+        if mine is not None: assert vars(mine) == vars(theirs), f; read += 1
+    assert read > 50
+
+
+@pytest.mark.skipif(not headers(), reason="PEACE_SAMPLE_DATA is not set: no real records to read")
+def test_real_signals_are_filtered_and_resampled_as_scipy_does():
+    if not fast.warm(): pytest.skip("there is no compiler on this machine")
+    sos = np.vstack([sps.butter(2, .5, "highpass", fs=500, output="sos"), sps.butter(4, 40, "lowpass", fs=500, output="sos")])
+    for f in [h for h in headers() if "records500" in str(h)][:20]:
+        x = wfdb.rdrecord(str(f.with_suffix(""))).p_signal.T.astype(np.float32)
+        assert np.abs(fast.sosfiltfilt(sos, x, 1000) - sps.sosfiltfilt(sos, x, padlen=1000)).max() < 1e-9
+        assert np.abs(fast.resample_poly(x, 1, 5) - sps.resample_poly(x, 1, 5, axis=-1, padtype="line")).max() < 1e-6
