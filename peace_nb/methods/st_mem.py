@@ -28,12 +28,13 @@ def choose_hidden(
     hidden = torch.ones(shape, dtype=torch.bool, device=device).scatter(-1, keep, False)
     return keep, hidden
 
-# %% ../../nbs/methods/26_st_mem.ipynb #573d6f14
+# %% ../../nbs/methods/26_st_mem.ipynb #16e6f5ec
 def normalised(
     patches: torch.Tensor,  # (..., 75)
 ) -> torch.Tensor:
     "Each patch at mean 0 and variance 1; a flat patch stays 0."
-    return (patches - patches.mean(-1, keepdim=True)) / (patches.var(-1, keepdim=True) + 1e-6).sqrt()
+    n = patches.shape[-1]   # layer_norm divides by n, a variance by n - 1
+    return F.layer_norm(patches, (n,), eps=1e-6 * (n - 1) / n) * ((n - 1) / n) ** 0.5
 
 def reconstruction_loss(
     painted: torch.Tensor,  # (B, 12, n, 75)
@@ -70,7 +71,7 @@ class PatchDecoder(nn.Module):
         for layer in self.layers: rows = layer(rows)
         return self.out(self.norm(rows))[:, 1:-1].unflatten(0, keep.shape[:2])
 
-# %% ../../nbs/methods/26_st_mem.ipynb #d17dff15
+# %% ../../nbs/methods/26_st_mem.ipynb #17b80e9b
 def hide_samples(
     signals: torch.Tensor,  # (B, 12, T)
     hidden: torch.Tensor,  # (B, 12, n) bool
@@ -87,7 +88,7 @@ class TokenDecoder(nn.Module):
     def __init__(
         self,
         d: int,  # width of the encoder's tokens
-        width: int = 128,  # its own
+        width: int = 64,  # its own
     ):
         super().__init__()
         self.enter, self.lead = nn.Linear(d, width), nn.Parameter(torch.randn(12, width))
@@ -100,7 +101,7 @@ class TokenDecoder(nn.Module):
         x = (moments + time_code(n, moments.shape[-1], moments.device))[:, None] + self.lead[:, None]
         return self.out(self.mix(x))
 
-# %% ../../nbs/methods/26_st_mem.ipynb #cf2f355f
+# %% ../../nbs/methods/26_st_mem.ipynb #7efa73fa
 class STMEM(LinearHead):
     "Masked reconstruction first, then an encoder with a linear head; a `Method`."
     name = "ST-MEM"
@@ -111,7 +112,7 @@ class STMEM(LinearHead):
         labels: tuple,  # K label ids
         reconstruct: float = 0.5,  # share of the training that reconstructs; 0: never
         mask_ratio: float = 0.75,  # share of the patches that are hidden
-        decoder_width: int | None = None,  # None: 256 for `STMEMViT` (published), 128 for others
+        decoder_width: int | None = None,  # None: 256 for `STMEMViT` (published), 64 for others
         decoder_depth: int = 4,  # layers of the decoder, for `STMEMViT`
         seconds: float = 10.0,  # that a recording lasts
     ):
@@ -121,7 +122,7 @@ class STMEM(LinearHead):
         self.reconstruct, self.mask_ratio, self.seconds, self.decoder = reconstruct, mask_ratio, seconds, None
         if not reconstruct: return
         self.decoder = (PatchDecoder(encoder.d, decoder_width or 256, decoder_depth) if isinstance(encoder, STMEMViT)
-                        else TokenDecoder(encoder.d, decoder_width or 128))
+                        else TokenDecoder(encoder.d, decoder_width or 64))
 
 # %% ../../nbs/methods/26_st_mem.ipynb #b02418fc
 @patch
