@@ -63,8 +63,10 @@ def test_cells(there, here, fine):
 
 def test_fewer_methods_are_compared_as_far_as_they_go(kept):
     outcome = held(kept, methods=("DANN", "PEACE"))
-    assert outcome.status == "reproduced" and outcome.tables == 2 and "1 method of the reference not run" in outcome.sentence and "table_5_statistics" in outcome.sentence and FAMILY
+    assert outcome.status == "reproduced" and outcome.tables == 2 and "Random run on one side only" in outcome.sentence and "table_5_statistics" in outcome.sentence and FAMILY
     assert held(kept, methods=("DANN", "PEACE"), shift=0.02).status == "differs"
+    write_reference("demo", build(kept / "few", methods=("DANN", "PEACE"), lsbc_weight=0.5), kept / "reference")     # and the other way round, with a setting that one method alone reads
+    assert held(kept).status == "reproduced"
 
 
 def test_rows_and_tables_that_are_gone_are_missed(kept):
@@ -81,6 +83,13 @@ def test_rows_and_tables_that_are_gone_are_missed(kept):
 def test_other_settings_are_not_compared(kept):
     outcome = held(kept, bootstrap=50)
     assert outcome.status == "other settings" and "bootstrap: 100 there, 50 here" in outcome.sentence
+
+
+def test_other_data_are_named(kept):
+    again = build(kept / "again")
+    made = json.loads((again / "provenance.json").read_text(encoding="utf-8"))
+    write_json(again / "provenance.json", {**made, "data": {"child": "beef", "real-ptb-xl": "1"}})
+    assert "by fingerprint: child." in hold("demo", again, kept / "reference").sentence
 
 
 def test_a_table_without_samples_is_left_out(kept):

@@ -52,7 +52,7 @@ def compare_cells(
         if apart > 1e-12: worst = max(worst, apart / allowed if allowed else float("inf"))
     return len(there), round(worst, 6)
 
-# %% ../../nbs/evaluation/47_reference.ipynb #f541f6e9
+# %% ../../nbs/evaluation/47_reference.ipynb #3d79c984
 def row_keys(table: pd.DataFrame  # all cells as text
             ) -> list:
     "Leading columns that identify the rows; empty where position has to do"
@@ -68,14 +68,14 @@ def _read(path: Path) -> pd.DataFrame: return pd.read_csv(path, dtype=str, keep_
 def compare_tables(
     reference: pd.DataFrame,  # all cells as text
     here: pd.DataFrame,
-    absent=(),                # methods that were not run here: their rows are not missed
+    absent=(),                # methods that only one of the two ran: their rows are not missed
 ) -> tuple[int, float, list]: # numbers compared; largest difference of the agreeing cells, in tolerances; (row, column, there, here) of what differs
     "Compare two tables cell by cell"
     if list(reference) != list(here): return 0, 0.0, [("", "columns", ", ".join(reference), ", ".join(here))]
     keys = row_keys(reference)
     name = (lambda t: [" / ".join(r) for r in t[keys].itertuples(index=False)]) if keys else lambda t: [f"row {i + 1}" for i in range(len(t))]
     rows, own = dict(zip(name(reference), reference.to_dict("records"))), dict(zip(name(here), here.to_dict("records")))
-    total, closest, differs = 0, 0.0, [(r, "", "no such row", "a row") for r in own if r not in rows]
+    total, closest, differs = 0, 0.0, [(r, "", "no such row", "a row") for r, cells in own.items() if r not in rows and not set(absent) & set(cells.values())]
     for row, cells in rows.items():
         if row not in own:
             if not set(absent) & set(cells.values()): differs.append((row, "", "a row", "no such row"))
@@ -143,12 +143,12 @@ def _others(a: dict, b: dict, skip=()) -> dict:
     plain = lambda v: json.loads(json.dumps(v, default=str))
     return {k: (a.get(k), b.get(k)) for k in sorted(set(a) | set(b)) if k not in skip and plain(a.get(k)) != plain(b.get(k))}
 
-# %% ../../nbs/evaluation/47_reference.ipynb #224fa442
+# %% ../../nbs/evaluation/47_reference.ipynb #e85af346
 def _compare_all(build: Path, folder: Path, absent: list) -> tuple:
     "Numbers, tables, largest difference, differences and what was left out, over all tables of a reference"
     numbers, tables, closest, differs, left = 0, 0, 0.0, [], []
     for place in sorted(folder.glob("*.csv")):
-        if absent and (place.name.startswith(FAMILY) or place.stem.endswith("_note")): left.append(f"{place.stem} (needs all methods)"); continue
+        if absent and (place.name.startswith(FAMILY) or place.stem.endswith("_note")): left.append(f"{place.stem} (needs the same methods)"); continue
         if not (build / "tables" / place.name).is_file(): differs.append((place.stem, "", "", "a table", "no such table")); continue
         there, here = _read(place), _read(build / "tables" / place.name)
         if (len(there.columns) == 1) != (len(here.columns) == 1): left.append(f"{place.stem} (real samples on one side only)"); continue
@@ -165,13 +165,17 @@ def hold(
     build, folder = _places(profile, build, folder)
     if not (folder / "versions.json").is_file(): return Outcome("no reference", f"There is no reference for profile {profile!r}: nothing to compare this run with.")
     was, now = json.loads((folder / "versions.json").read_text(encoding="utf-8")), _state(build)
-    absent = [m for m in was["settings"].get("methods", []) if m not in now["settings"].get("methods", [])]
-    changed = _others(was["settings"], now["settings"], skip=("methods",) if absent else ())
+    ran = [state["settings"].get("methods", []) for state in (was, now)]
+    absent = [m for m in dict.fromkeys(ran[0] + ran[1]) if (m in ran[0]) != (m in ran[1])]
+    alone = set(was["settings"]) ^ set(now["settings"])                                     # read by a method that one of the two did not run
+    changed = _others(was["settings"], now["settings"], skip=("methods", *(alone if absent else ())))
     if changed: return Outcome("other settings", f"Not compared with the reference: it was made with other settings ({_told(changed)}).")
     numbers, tables, closest, differs, left = _compare_all(build, folder, absent)
     machine, same = _others(was["environment"], now["environment"]), closest == 0
-    scope = f"{_count(numbers, 'number')} of {_count(tables, 'table')}" + (f" ({_count(len(absent), 'method')} of the reference not run)" if absent else "")
+    scope = f"{_count(numbers, 'number')} of {_count(tables, 'table')}" + (f" ({', '.join(absent)} run on one side only)" if absent else "")
     tail = (f" Left out: {', '.join(left)}." if left else "") + (f" Other environment ({_told(machine)})." if machine else "")
+    other = [k for k, v in was["data"].items() if k in now["data"] and now["data"][k] != v]
+    tail += f" Not the same data, by fingerprint: {', '.join(other)}." if other else ""
     tail += f" Reference: commit {str(was['commit'])[:10]}."
     if differs or (not same and not machine): return Outcome("differs", _differs_sentence(differs, scope, closest) + tail, numbers, tables, differs)
     how = "are those of the reference, digit for digit" if same else f"agree with the reference within {POINTS} points (largest difference: {100 * closest:.0f} % of what is allowed)"
