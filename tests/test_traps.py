@@ -190,8 +190,13 @@ def trained(small, tmp_path_factory):
     return method, before, result
 
 
-def test_trap_07_whatever_should_train_does(trained):
+def test_trap_07_whatever_should_train_does(trained, small):
     "Every parameter moved, the projections of the text among them; the frozen text embeddings are no parameters at all."
+    fresh, k = peace(small[0]), len(small[0].labels.columns)
+    batch = {"signals": torch.randn(4, 12, 250), "mask": torch.ones(4, 12), "labels": torch.eye(4, k)}
+    fresh.loss(batch, .5)["total"].backward()
+    blocked = [n for n, p in fresh.named_parameters() if p.requires_grad and p.grad is None]
+    assert not blocked, blocked                                            # a `no_grad` around the text, for one
     method, before, _ = trained
     after = dict(method.named_parameters())
     still = [k for k, v in before.items() if v.requires_grad and torch.equal(v, after[k].detach())]
