@@ -272,18 +272,21 @@ QRS_CENTRE = np.array([.13, .27, .455, .61, .76])      # septum, apex, free wall
 QRS_WIDTH  = np.array([.070, .080, .088, .080, .075])
 ADULT_QRS  = np.array([[-.05, -.01, -.17], [.22, .10, -.20], [1.46, .67, .52], [.20, .13, .58], [-.18, -.03, .22]])
 
-# %% ../../nbs/data/03a_heart.ipynb #e4f7c060
+# %% ../../nbs/data/03a_heart.ipynb #d483936a
 def _child_fronts(q):
     "Five arrows from five numbers: R and S of V1, R and S of V6 (mV) and the frontal axis (degrees)"
     r1, s1, r6, s6, axis = q
     a = r1 * np.array([.10, .35, -1.15])                                    # both ventricles' front wall
     b = np.linalg.solve([[-.48, -.82], [.831, .23]], [-s1, r6])             # free wall: what V1 and V6 ask of X and Z
-    c = s6 * np.array([-1.1, .1, .35])                                      # right ventricle's base, last
+    c = s6 * np.array([-1.1, .1, .35])                                      # right ventricle's base
+    e = np.clip(r6 - r1, 0, 1) * np.array([-.12, -.03, .15])                # left ventricle's base, last: grows in as the left takes over
+    across = a[0] + b[0] + c[0] + e[0]                                      # net force to the left so far
     down = .45 + .25 * r6                                                   # net force to the feet
-    right = down * np.cos(np.deg2rad(axis)) / np.sin(np.deg2rad(max(axis, 20))) / .75 - (a[0] + b[0] + c[0])
+    down = .4 if axis > 90 else .4 * down + .6 * max(down, .75 * np.tan(np.deg2rad(np.clip(axis, 20, 80))) * across)
+    right = down * np.cos(np.deg2rad(axis)) / np.sin(np.deg2rad(max(axis, 20))) / .75 - across
     late = .6 if axis > 100 else .2
     a[0] += (1 - late) * right; c[0] += late * right
-    return np.array([[-.04, -.03, -.12], a, [b[0], down - a[1] - c[1], b[1]], c, [0, 0, 0]])
+    return np.array([[-.04, -.03, -.12], a, [b[0], down - a[1] - c[1] - e[1], b[1]], c, e])
 
 def _child_measures(v):
     "R and S of V1, R and S of V6, and axis, of five arrows on a fine time grid"
