@@ -6,7 +6,8 @@
 __all__ = ['WINDOWS', 'EVIDENCE', 'ATTRIBUTIONS', 'SHADE', 'COMPACT', 'Evidence', 'beat_waves', 'window_spans', 'window_mask',
            'frozen', 'to_time', 'grad_cam_pp', 'features_and_gradients', 'label_attention', 'path_gradient',
            'as_shares', 'attributions', 'attribution', 'simulated_positives', 'window_shares', 'enrichment',
-           'random_map', 'voltage_map', 'untrained', 'shading', 'plot_attribution', 'draw_attribution', 'marked_waves']
+           'random_map', 'voltage_map', 'token_ceiling', 'untrained', 'shading', 'plot_attribution', 'draw_attribution',
+           'marked_waves']
 
 # %% ../../nbs/evaluation/42_explain.ipynb #7a39ee96
 from contextlib import contextmanager
@@ -299,6 +300,17 @@ def voltage_map(
     "Absolute voltage as a map."
     return as_shares(signals.abs())
 
+# %% ../../nbs/evaluation/42_explain.ipynb #5c7fd999
+def token_ceiling(
+    inside: np.ndarray,  # (B, T) bool: the window
+    tokens: int = 32,  # of a record
+) -> float:
+    "The highest enrichment that a map of so many tokens can reach, mean over records; NaN where no record has the window."
+    inside = np.asarray(inside, float)[np.asarray(inside, bool).any(1)]
+    if not len(inside): return float("nan")
+    each = to_time(torch.eye(tokens), inside.shape[1]).numpy()
+    return float((inside @ (each / each.sum(1, keepdims=True)).T).max(1).mean() / inside.mean())
+
 # %% ../../nbs/evaluation/42_explain.ipynb #6fd767f6
 def untrained(
     method: nn.Module,  # with the `config` that `build_method` left on it
@@ -360,7 +372,7 @@ def _paper(ax, width: float, low: float, high: float):
     ax.tick_params(left=False, bottom=False, labelleft=False, labelbottom=False)
     for spine in ax.spines.values(): spine.set_color("#e8a0a0")
 
-# %% ../../nbs/evaluation/42_explain.ipynb #5cdfb1a6
+# %% ../../nbs/evaluation/42_explain.ipynb #6384d79d
 def draw_attribution(
     ax,  # matplotlib axis
     signal: np.ndarray,  # (12, T) millivolts
@@ -373,24 +385,24 @@ def draw_attribution(
 ):
     "Twelve leads in two rows on ECG paper with the first map shaded, and a strip a map below a rhythm lead."
     here, x = np.ones(12, bool) if mask is None else np.asarray(mask) > 0, np.asarray(signal, float)
-    gain = 1.0 if (np.abs(x) > 1.7).mean(-1).max() < 0.004 else 0.5
-    shades, each, tall = {name: shading(m, fs) for name, m in maps.items()}, 10.0 / 6, 3.0
+    gain = 1.0 if (np.abs(x) > 1.5).mean(-1).max() < 0.004 else 0.5
+    shades, each, tall = {name: shading(m, fs) for name, m in maps.items()}, 10.0 / 6, 2.6
     first, n = round(start * fs), int(each * fs) - max(2, int(0.06 * fs))
-    _paper(ax, 10.0, -2 * tall - 1.5 - 0.4 * len(maps), 1.75)
+    _paper(ax, 10.0, -2 * tall - 1.0 - 0.4 * len(maps), 1.5)
     for r, row in enumerate(COMPACT):
         for c, lead in enumerate(row):
             k, x0, y0 = LEADS.index(lead), c * each, -tall * r
-            _name(ax, x0, y0 + 1.4, lead if here[k] else f"{lead} not recorded")
+            _name(ax, x0, y0 + 1.22, lead if here[k] else f"{lead} not recorded")
             if not here[k]: continue
-            _shade(ax, next(iter(shades.values()))[k, first:first + n], x0, x0 + n / fs, y0 - 1.4, y0 + 1.55)
-            ax.plot(x0 + np.arange(n) / fs, y0 + np.clip(gain * x[k, first:first + n], -1.7, 1.7), color="k", lw=0.7, zorder=3)
-    _strips(ax, gain * x[LEADS.index(rhythm)], fs, shades, -2 * tall, rhythm)
-    ax.set_title(title, fontsize=8.5, loc="left"); ax.set_title(f"25 mm/s, {10 * gain:g} mm/mV", fontsize=6.5, loc="right", color="0.3")
+            _shade(ax, next(iter(shades.values()))[k, first:first + n], x0, x0 + n / fs, y0 - 1.25, y0 + 1.3)
+            ax.plot(x0 + np.arange(n) / fs, y0 + np.clip(gain * x[k, first:first + n], -1.35, 1.4), color="k", lw=0.7, zorder=3)
+    _strips(ax, gain * x[LEADS.index(rhythm)], fs, shades, 0.3 - 2 * tall, rhythm)
+    ax.set_title(title, fontsize=9.5, loc="left"); ax.set_title(f"25 mm/s, {10 * gain:g} mm/mV", fontsize=7.5, loc="right", color="0.3")
 
-# %% ../../nbs/evaluation/42_explain.ipynb #840a4bb6
+# %% ../../nbs/evaluation/42_explain.ipynb #3a8a794e
 def _name(ax, x, y, text):
     "A lead's name, readable over paper and trace."
-    ax.text(x + 0.04, y, text, size=7, va="center", zorder=5, bbox=dict(fc="white", ec="none", pad=0.5, alpha=0.8))
+    ax.text(x + 0.04, y, text, size=8, va="center", zorder=5, bbox=dict(fc="white", ec="none", pad=0.5, alpha=0.8))
 
 def _shade(ax, shade, x0, x1, y0, y1):
     "A row of shades as a rectangle between the paper and the trace."
@@ -399,12 +411,12 @@ def _shade(ax, shade, x0, x1, y0, y1):
 def _strips(ax, trace, fs, shades, top, rhythm):
     "The rhythm lead over the whole record, and a strip a map under it."
     limits, seconds = ax.axis(), len(trace) / fs
-    ax.plot(np.arange(len(trace)) / fs, top + np.clip(trace, -0.9, 1.4), color="k", lw=0.7, zorder=3)
-    _name(ax, 0, top + 1.1, rhythm)
+    ax.plot(np.arange(len(trace)) / fs, top + np.clip(trace, -0.8, 1.2), color="k", lw=0.7, zorder=3)
+    _name(ax, 0, top + 0.75, rhythm)
     for j, (name, shade) in enumerate(shades.items()):
-        y, mean = top - 1.2 - 0.4 * j, shade.mean(0)
+        y, mean = top - 1.05 - 0.4 * j, shade.mean(0)
         _shade(ax, mean / max(float(mean.max()), 1e-12), 0, seconds, y - 0.15, y + 0.17)
-        ax.text(-0.06, y, name, size=6.5, ha="right", va="center")
+        ax.text(-0.06, y, name, size=8, ha="right", va="center")
     ax.axis(limits)
 
 # %% ../../nbs/evaluation/42_explain.ipynb #dc9e4401
