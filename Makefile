@@ -1,6 +1,8 @@
 # Two commands do everything: `make paper` and `make test`. Both set themselves up first.
 PROFILE ?= demo
 CORES ?= 2
+# A few methods instead of all of the profile's: make paper METHODS="PEACE DANN"
+METHODS ?=
 PYTHON ?= python3
 ifeq ($(OS),Windows_NT)
 BIN := .venv/Scripts
@@ -19,7 +21,7 @@ endif
 	$(BIN)/python -c "import pathlib; pathlib.Path('.venv/.ready').touch()"
 
 paper: .venv/.ready
-	$(BIN)/peace-nb paper --profile $(PROFILE) --cores $(CORES)
+	$(BIN)/peace-nb paper --profile $(PROFILE) --cores $(CORES) --methods "$(METHODS)"
 
 # One thread a process: two notebooks are tested at a time, and a result must not depend on the number of threads.
 test: export OMP_NUM_THREADS = 1

@@ -6,8 +6,8 @@
 __all__ = ['app', 'Model', 'paper', 'run_step', 'manuscript', 'report', 'predict_record', 'predict', 'evaluate_cohort',
            'evaluate', 'download', 'datasets', 'prepare', 'describe', 'main']
 
-# %% ../nbs/90_cli.ipynb #7b6e5a11
-import json, sys, tempfile
+# %% ../nbs/90_cli.ipynb #10e8d6c5
+import json, os, sys, tempfile
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
@@ -23,14 +23,19 @@ Model = Annotated[Path, typer.Option("--model", help="Folder of a checkpoint, fo
 def _version(version:Annotated[bool, typer.Option("--version", help="Print the version.")]=False):
     if version: print(__version__); raise typer.Exit()
 
-# %% ../nbs/90_cli.ipynb #edb62070
+# %% ../nbs/90_cli.ipynb #9f8d5baf
 @app.command()
 def paper(profile:Annotated[str, typer.Option(help="Section of settings.ini.")]="demo",
-          cores:Annotated[int, typer.Option(help="Steps that may run at the same time.")]=2):
-    "Regenerate every figure and table of the paper."
+          cores:Annotated[int, typer.Option(help="Steps that may run at the same time.")]=2,
+          methods:Annotated[str, typer.Option(help="Compare only these, for example \"PEACE DANN\"; all of the profile where not given.")]=""):
+    "Regenerate every figure and table of the paper, and hold the tables against those kept with the source."
     from peace_nb import pipeline
+    from peace_nb.evaluation.reference import report_reference
+    from peace_nb.settings import CHOSEN
+    if methods.strip(): os.environ[CHOSEN] = methods
     build = pipeline.build_paper(profile, cores)
     for line in pipeline.products(build): print(line)
+    report_reference(profile)
 
 @app.command("run-step", hidden=True)
 def run_step(stage:str, params:Annotated[Optional[list[str]], typer.Argument(help="name=value")]=None, profile:str="smoke"):

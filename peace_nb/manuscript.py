@@ -29,14 +29,15 @@ def collect_provenance(profile:str) -> dict:
     return {"profile": profile, "note": data_note(profile), "version": __version__, "simulated": p.adult_root == "simulated", "data": stores, "tables_sha256": tables,
             "steps": records, **environment()}
 
-# %% ../nbs/81_manuscript.ipynb #500674b6
+# %% ../nbs/81_manuscript.ipynb #6852ba99
 def build_manuscript(profile:str) -> Path:
     "Write `provenance.json` and `paper.pdf`. Raises `PeaceError` with Typst's own words where it does not compile."
     import typst
     build, root = build_dir(profile), project_root() / "paper"
     made = collect_provenance(profile)
     write_json(build / "provenance.json", {**made, "commit": made["commit"] or "unknown"}, default=str)
-    inputs = {"build": build.relative_to(root).as_posix(), "note": data_note(profile)}
+    have = sorted(p.relative_to(build).as_posix() for folder in ("tables", "measured", "figures") for p in (build / folder).glob("*.*"))
+    inputs = {"build": build.relative_to(root).as_posix(), "note": data_note(profile), "have": json.dumps(have)}
     try: pdf = typst.compile(str(root / "manuscript.typ"), root=str(root), sys_inputs=inputs, format="pdf")
     except typst.TypstError as e: raise PeaceError(f"manuscript.typ does not compile: {e}") from None
     with replacing(build / "paper.pdf") as tmp: tmp.write_bytes(pdf)
@@ -69,14 +70,16 @@ def _notebook_pages(build:Path, names:list[str]) -> list[Path]:
         pages.append(page)
     return pages
 
-# %% ../nbs/81_manuscript.ipynb #29112778
+# %% ../nbs/81_manuscript.ipynb #e304be7d
 def build_report(profile:str) -> Path:
     "Write `report.html`: note, tables, figures, executed notebooks, cost of each step."
     build = build_dir(profile)
     made = json.loads((build / "provenance.json").read_text(encoding="utf-8"))
     links = "".join(f'<li><a href="notebooks/{html.escape(p.name)}">{html.escape(p.stem)}</a></li>' for p in _notebook_pages(build, step_names(profile)))
     steps = pd.DataFrame(made["steps"])[["step", "started", "seconds", "peak_memory_mb", "threads"]].to_html(index=False, border=0)
-    parts = [_section(p.stem.replace("_", " "), _table(p)) for p in sorted((build / "tables").glob("*.csv"))]
+    tables = [p for p in [*sorted((build / "tables").glob("*.csv")), *sorted((build / "measured").glob("*.csv"))] if not p.stem.endswith("_full")]   # the long ones are linked
+    parts = [_section(p.stem.replace("_", " "), _table(p)) for p in tables]
+    parts += [_section("Long tables", "".join(f'<li><a href="tables/{html.escape(p.name)}">{html.escape(p.name)}</a></li>' for p in sorted((build / "tables").glob("*_full.csv"))))]
     parts += [_section(p.stem.replace("_", " "), _figure(p)) for p in sorted((build / "figures").glob("*.png"))]
     body = (f"<h1>PEACE, regenerated</h1><p class='note'>{html.escape(data_note(profile))} Commit {html.escape(made['commit'])}. <a href='paper.pdf'>paper.pdf</a>, <a href='provenance.json'>provenance.json</a></p>"
             + "".join(parts) + _section("Executed notebooks", f"<ul>{links}</ul>") + _section("What was run", steps))

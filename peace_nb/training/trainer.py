@@ -116,7 +116,7 @@ def make_accelerator(
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed_precision: AcceleratorState._reset_state()
     return Accelerator(mixed_precision=mixed_precision, kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
 
-# %% ../../nbs/training/31_trainer.ipynb #eb626ba4
+# %% ../../nbs/training/31_trainer.ipynb #b06c6529
 class Run:
     "One training run: what moves, what is written, and how it continues"
     def __init__(self, method, train_data, val_data, cfg, out_dir, progress=True):
@@ -128,7 +128,7 @@ class Run:
         self.acc = make_accelerator(precision)
         self.per_epoch = -(-len(train_data) // cfg.batch_size)
         self.total = self.per_epoch * cfg.epochs
-        optimizer = torch.optim.AdamW(param_groups(method, cfg.weight_decay), lr=cfg.lr)
+        optimizer = torch.optim.AdamW(param_groups(method, cfg.weight_decay), lr=cfg.lr, fused=True)
         self.model, self.opt = self.acc.prepare(LossModule(method), optimizer)
         self.ema = EMA(method, cfg.ema) if cfg.ema else None
         self.step, self.best, self.best_epoch, self.waited, self.ignored = 0, -np.inf, 0, 0, []
