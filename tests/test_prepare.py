@@ -1,5 +1,5 @@
 "Preparing a cohort: a real kill, what was set aside, the fast paths on real files, and what is refused."
-import json, os, re, signal, subprocess, sys, time
+import json, os, platform, re, signal, subprocess, sys, time
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +10,9 @@ from scipy import signal as sps
 
 from peace_nb.data import fast
 from peace_nb.data.cohorts import load_cohort
-from peace_nb.data.signals import FAULTS, SignalSpec
+from peace_nb.data.signals import FAULTS, SignalSpec, prepare_counts, prepare_flagged
 from peace_nb.data.simulated_cohorts import write_simulated_cohort
-from peace_nb.data.store import SignalStore, SpooledCohort, spool
+from peace_nb.data.store import SignalStore, SpooledCohort, spool, to_int16
 from peace_nb.prepare import plan, prepare_cohort
 from peace_nb.settings import PeaceError
 
@@ -106,3 +106,48 @@ def test_real_signals_are_filtered_and_resampled_as_scipy_does():
         x = wfdb.rdrecord(str(f.with_suffix(""))).p_signal.T.astype(np.float32)
         assert np.abs(fast.sosfiltfilt(sos, x, 1000) - sps.sosfiltfilt(sos, x, padlen=1000)).max() < 1e-9
         assert np.abs(fast.resample_poly(x, 1, 5) - sps.resample_poly(x, 1, 5, axis=-1, padtype="line")).max() < 1e-6
+
+
+@pytest.mark.skipif(not headers(), reason="PEACE_SAMPLE_DATA is not set: no real records to read")
+@pytest.mark.parametrize("name", ["ptb-xl", "zzu-pecg"])
+def test_the_quick_way_gives_what_the_careful_way_gives(name, monkeypatch):
+    "Every step of it may stand aside; where it does not, the record in the store is the same, and so are mask, flags and clipping."
+    if not fast.warm(): pytest.skip("there is no compiler on this machine")
+    cohort, quick = load_cohort(name, Path(os.environ["PEACE_SAMPLE_DATA"]) / f"{name}-sample"), 0
+    ids = cohort.table.index[::5] if len(cohort.table) > 100 else cohort.table.index
+    for spec in (SPEC, SignalSpec(fs=500), SignalSpec(fs=360, seconds=11, band=(0, 30), leads=("V6", "aVR", "II")), SignalSpec(fs=500, band=None)):
+        for rid in ids:
+            counts, check = cohort.counts(rid) or (None, None)
+            if counts is None or (made := prepare_counts(counts, spec, check)) is None: continue
+            x, mask, flags = prepare_flagged(*cohort.raw(rid), spec)
+            units, clipped = to_int16(x)
+            assert np.array_equal(made[1], mask) and made[2] == flags and made[3] == clipped and np.abs(made[0].astype(int) - units).max() <= int(platform.machine().lower() not in ("x86_64", "amd64")), (rid, spec)
+            quick += 1
+    assert quick > 2 * len(ids)
+
+
+HARM = {
+    "missing header": lambda hea, dat: hea.unlink(), "missing signal": lambda hea, dat: dat.unlink(), "bad header": lambda hea, dat: hea.write_bytes(hea.read_bytes()[:60]),
+    "truncated": lambda hea, dat: dat.write_bytes(dat.read_bytes()[:-2]), "checksum": lambda hea, dat: dat.write_bytes(bytes([dat.read_bytes()[0] ^ 1]) + dat.read_bytes()[1:]),
+    "absurd size": lambda hea, dat: hea.write_text(re.sub(r"^(\S+ \d+ \d+) \d+", r"\1 1000000000", hea.read_text())), "unit": lambda hea, dat: hea.write_text(hea.read_text().replace("/mV", "/mmHg", 1)),
+    "too short": lambda hea, dat: hea.write_text(re.sub(r"^(\S+ \d+ \d+) \d+", r"\1 1000", hea.read_text())), "sampling rate": lambda hea, dat: hea.write_text(re.sub(r"^(\S+ \d+) \d+", r"\1 20", hea.read_text())),
+    "wrong file": lambda hea, dat: hea.write_text(hea.read_text().replace(".dat", ".xyz").replace(hea.stem, "../" + hea.stem)), "no usable lead": lambda hea, dat: silent(hea, dat)}
+
+
+def silent(hea, dat):
+    dat.write_bytes(bytes(len(dat.read_bytes())))
+    hea.write_text("\n".join(l if k == 0 else re.sub(r" -?\d+ -?\d+ (\d+ \S+)$", r" 0 0 \1", l) for k, l in enumerate(hea.read_text().splitlines())))
+
+
+def test_the_quick_way_lets_no_fault_through(tmp_path):
+    "Every kind of fault, once with the compiled way open and once without: the same records set aside, in the same words."
+    raw = tmp_path / "raw"; write_simulated_cohort("ptb-xl", raw, 14, seed=3)
+    cohort = load_cohort("ptb-xl", raw)
+    for path, harm in zip(cohort.table.path, HARM.values()): harm(raw / f"{path}.hea", raw / f"{path}.dat")
+    if not fast.warm(): pytest.skip("there is no compiler on this machine")
+    quick = SignalStore.build(cohort, SPEC, tmp_path / "quick", progress=False)
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(fast, "_kernels", {}); m.setattr(fast, "warm", lambda: False)
+        careful = SignalStore.build(cohort, SPEC, tmp_path / "careful", progress=False)
+    assert quick.set_aside.equals(careful.set_aside) and quick.fingerprint == careful.fingerprint
+    assert quick.set_aside.kind.tolist()[:5] == list(HARM)[:5] and len(quick.set_aside) == len(HARM), quick.set_aside

@@ -7,7 +7,7 @@ __all__ = ['MAX_SAMPLES', 'COLUMNS', 'YEAR', 'MAX_AGE', 'COHORTS', 'AGE_BANDS', 
            'read_window', 'cohort_names', 'load_cohort', 'check_disjoint', 'split_by_patient', 'split_by_fold',
            'development_half']
 
-# %% ../../nbs/data/04_cohorts.ipynb #33cf5ea2
+# %% ../../nbs/data/04_cohorts.ipynb #4e495cb3
 import hashlib, importlib, logging, os, tempfile
 from dataclasses import dataclass
 from fractions import Fraction
@@ -23,13 +23,12 @@ from ecgbench.labels import mimic_iv_ecg as _mimic_source, ptbxl as _ptbxl_sourc
 
 from ..files import frame_bytes
 from ..settings import PeaceError
-from .fast import plain_header
+from .fast import plain_counts, plain_header
 from .labels import LABELS, labels_from_aha, labels_from_report, labels_from_scp
-from .signals import LEADS, MIN_SECONDS, RecordError, canonical_lead, select_leads
+from .signals import LEADS, MIN_SECONDS, TO_MV, RecordError, canonical_lead, select_leads
 
-# %% ../../nbs/data/04_cohorts.ipynb #5642b893
+# %% ../../nbs/data/04_cohorts.ipynb #dfb1f23a
 MAX_SAMPLES = 2**26    # samples of one record, all channels: 3 hours of 12 leads at 500 Hz
-_TO_MV = {"mv": 1.0, "uv": 1e-3, "µv": 1e-3, "μv": 1e-3, "nv": 1e-6, "v": 1e3}
 _BYTES = {"8": 1, "80": 1, "16": 2, "61": 2, "160": 2, "24": 3, "32": 4, "212": 1.5, "310": 4 / 3, "311": 4 / 3}
 
 def _stem(path) -> Path:
@@ -115,12 +114,12 @@ def _read_general(head, stem: Path, check: bool) -> np.ndarray: # (C, T) physica
     except PeaceError: raise
     except Exception as e: raise RecordError(f"{stem} cannot be read ({type(e).__name__}: {e})".replace("\n", " ")) from e
 
-# %% ../../nbs/data/04_cohorts.ipynb #706c679b
+# %% ../../nbs/data/04_cohorts.ipynb #22c5f7a7
 def _voltages(x: np.ndarray, names, units, fs: float, stem: Path): # (signal (C, T) mV, names, fs)
     "Channels that are voltages, in millivolts. Raises `RecordError` on a lead in another unit, or when nothing valid is left."
     if not 50 <= fs <= 20_000: raise RecordError(f"{stem} was recorded at {fs:g} Hz, says its header; between 50 and 20000 Hz are possible", "sampling rate")
     names = [n or f"channel {i + 1}" for i, n in enumerate(names)]
-    scale = [_TO_MV.get((u or "mV").strip().lower()) for u in units]
+    scale = [TO_MV.get((u or "mV").strip().lower()) for u in units]
     foreign = [n for n, s, u in zip(names, scale, units) if s is None and canonical_lead(n) in LEADS]
     if foreign: raise RecordError(f"{stem} gives lead {foreign[0]} in {units[names.index(foreign[0])]!r}, which is not a voltage", "unit")
     keep = [i for i, s in enumerate(scale) if s is not None]
@@ -193,7 +192,7 @@ def read_window(
     except Exception as e: raise RecordError(f"{stem} cannot be read ({type(e).__name__}: {e})".replace("\n", " ")) from e
     return _voltages(x, head.sig_name, head.units, head.fs, stem)
 
-# %% ../../nbs/data/04_cohorts.ipynb #8b4369c9
+# %% ../../nbs/data/04_cohorts.ipynb #5bc98ca0
 _READERS = {".h5": "read_hdf5", ".mat": "read_cpsc"}     # functions of peace_nb.data.more_cohorts
 
 def _read_row(cohort: Cohort, record_id: str): # (signal (C, T) mV, names, fs)
@@ -212,6 +211,16 @@ def raw(self: Cohort,
     if record_id not in self.table.index: raise PeaceError(f"{self.name} has no record {record_id!r}")
     try: return _read_row(self, record_id)
     except RecordError as e: raise RecordError(str(e).replace(str(self.root) + os.sep, ""), e.kind) from e
+
+@patch
+def counts(self: Cohort,
+    record_id: str, # an index value of `table`
+): # (fast.Counts, bool: its sums are to be checked), or None where `raw` has to read it, or to say why it cannot be read
+    "The samples of a record of the ordinary kind as the file holds them: one file of the record's own name, format 16."
+    table, path = self.table, self.table.at[record_id, "path"]
+    if "first_sample" in table or Path(path).suffix.lower() in (".hea", ".dat", *_READERS): return None
+    if (found := plain_counts(f"{self.root}{os.sep}{path}", MAX_SAMPLES)) is None: return None
+    return found, self.check and ("checksums" not in table or bool(table.at[record_id, "checksums"]))
 
 @patch
 def signal(self: Cohort,

@@ -6,7 +6,7 @@
 __all__ = ['MICROVOLT', 'FILES', 'SET_ASIDE', 'to_int16', 'to_mv', 'SignalStore', 'spool', 'SpooledCohort', 'StoreDataset',
            'fit_normaliser']
 
-# %% ../../nbs/data/05_store.ipynb #164bcb79
+# %% ../../nbs/data/05_store.ipynb #5dd3fa15
 import hashlib, io, json, os, shutil
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor
@@ -25,7 +25,7 @@ from tqdm import tqdm
 from ..files import frame_bytes, replacing, temporary_for, write_json
 from ..settings import PeaceError
 from . import fast
-from .signals import LEADS, SignalSpec, Normaliser, prepare_flagged, quality_text
+from .signals import LEADS, SignalSpec, Normaliser, prepare_counts, prepare_flagged, quality_text
 
 # %% ../../nbs/data/05_store.ipynb #ca107f2d
 MICROVOLT = np.float32(1e-3)     # mV per unit of the stored int16
@@ -310,20 +310,26 @@ def _checked(signals, mask, table, labels, spec: SignalSpec, seen: set) -> _Chun
     table, labels = table.set_axis(ids.rename("record_id")), labels.set_axis(ids.rename("record_id")).astype("float32")
     return _Chunk(units, np.asarray(mask, bool), table, labels, pd.DataFrame(columns=SET_ASIDE), clipped)
 
-# %% ../../nbs/data/05_store.ipynb #ebe0fc34
+# %% ../../nbs/data/05_store.ipynb #d1a9496a
+def _one(cohort, spec: SignalSpec, rid): # (units (L, n) int16, mask (L,), flags, samples clipped)
+    "One prepared record: the quick way where it is open, the careful way otherwise. Both give the same; only the careful way complains."
+    quick = cohort.counts(rid) if fast.warmed() and hasattr(cohort, "counts") else None
+    if quick is not None and (made := prepare_counts(quick[0], spec, quick[1])) is not None: return made
+    x, mask, found = prepare_flagged(*cohort.raw(rid), spec)
+    units, clipped = to_int16(x)
+    return units, mask, found, clipped
+
 def _prepare_chunk(cohort, spec: SignalSpec, ids: list) -> _Chunk:
     "Read and prepare some records of a cohort; runs in a worker process."
-    units, masks, flags, good, bad, clipped = [], [], [], [], [], 0
+    units, masks = np.empty((len(ids), len(spec.leads), spec.n), np.int16), np.zeros((len(ids), len(spec.leads)), bool)
+    flags, good, bad, clipped = [], [], [], 0
     for rid in ids:
-        try: x, mask, found = prepare_flagged(*cohort.raw(rid), spec)
+        try: units[len(good)], masks[len(good)], found, c = _one(cohort, spec, rid)
         except PeaceError as e: bad.append({"record_id": rid, "kind": getattr(e, "kind", "unreadable"), "reason": str(e)}); continue
-        u, c = to_int16(x)
-        units.append(u); masks.append(mask); flags.append(quality_text(found)); good.append(rid); clipped += c
+        flags.append(quality_text(found)); good.append(rid); clipped += c
     table = cohort.table.loc[good].copy()
     table["quality"] = ["; ".join(filter(None, pair)) for pair in zip(table["quality"].fillna(""), flags)]
-    shape = (len(good), len(spec.leads))
-    return _Chunk(np.array(units, np.int16).reshape(*shape, spec.n), np.array(masks, bool).reshape(shape), table,
-                  cohort.labels.loc[good].astype("float32"), pd.DataFrame(bad, columns=SET_ASIDE), clipped)
+    return _Chunk(units[: len(good)], masks[: len(good)], table, cohort.labels.loc[good].astype("float32"), pd.DataFrame(bad, columns=SET_ASIDE), clipped)
 
 # %% ../../nbs/data/05_store.ipynb #ddb4c074
 def spool(
