@@ -234,7 +234,7 @@ def open(cls: SignalStore,
     _check_store(store)
     return store
 
-# %% ../../nbs/data/05_store.ipynb #d760b6e6
+# %% ../../nbs/data/05_store.ipynb #f5042eec
 @patch
 def batch(self: SignalStore,
     idx, # positions of the records wanted, in any order; repeats allowed
@@ -243,11 +243,9 @@ def batch(self: SignalStore,
     idx = np.asarray(idx, dtype=np.int64).reshape(-1)
     if len(idx) and not (0 <= idx.min() and idx.max() < len(self)):
         raise IndexError(f"{self.path.name} has {len(self)} records; index {idx.max() if idx.min() >= 0 else idx.min()} is not among them")
-    rows, inverse = np.unique(idx, return_inverse=True)
-    whole = len(rows) and rows[-1] - rows[0] + 1 == len(rows)   # neighbours: a slice of the map, no gather at all
-    units = self.array[rows[0]: rows[-1] + 1] if whole else self.array[rows]
-    if not np.array_equal(rows, idx): units = units[inverse]
-    return to_mv(units), self.mask[idx]
+    units, x = np.asarray(self.array), np.empty((len(idx), len(self.spec.leads), self.spec.n), np.float32)
+    for k in np.argsort(idx, kind="stable"): np.multiply(units[idx[k]], MICROVOLT, out=x[k])   # from the map to its place, converted on the way
+    return x, self.mask[idx]
 
 @patch
 def verify(self: SignalStore) -> bool:
@@ -363,7 +361,7 @@ class SpooledCohort:
             with pq.ParquetFile(self.folder / f"{f}.parquet") as file: frames.append(file.read_row_groups(list(range(first, last + 1))).to_pandas().iloc[a - 1024 * first: b - 1024 * first])
         return Cohort(self.name, Path(self.meta["root"]), *frames, None, self.meta["check"])
 
-# %% ../../nbs/data/05_store.ipynb #4fe04ccb
+# %% ../../nbs/data/05_store.ipynb #cd4d6ad9
 def _rows(cohort, a: int, b: int): # (a cohort that holds rows a to b, their ids)
     "Some rows of a cohort: read from disk where it is a `SpooledCohort`, cut from its table otherwise."
     if isinstance(cohort, SpooledCohort): part = cohort.rows(a, b); return part, list(part.table.index)
@@ -373,7 +371,7 @@ def _rows(cohort, a: int, b: int): # (a cohort that holds rows a to b, their ids
 def _chunks(cohort, spec: SignalSpec, todo: list, jobs: int):
     "Prepared chunks of the stretches (a, b) in `todo`, in order, by `jobs` processes (1: in this one)."
     if jobs <= 1 or len(todo) < 3 * jobs:   # starting a process costs more than preparing a few hundred records
-        if len(todo) > 8: fast.warm()       # so does loading a compiler
+        if todo and todo[-1][1] - todo[0][0] > 500: fast.warm()       # so does loading a compiler
         for ab in todo: part, ids = _rows(cohort, *ab); yield _prepare_chunk(part, spec, ids)
         return
     with ProcessPoolExecutor(jobs, get_context("spawn"), fast.warm) as pool:
@@ -381,7 +379,7 @@ def _chunks(cohort, spec: SignalSpec, todo: list, jobs: int):
         for ab in todo:
             part, ids = _rows(cohort, *ab)
             queue.append(pool.submit(_prepare_chunk, part, spec, ids))
-            if len(queue) >= 3 * jobs: yield queue.popleft().result()
+            if len(queue) >= 2 * jobs: yield queue.popleft().result()
         while queue: yield queue.popleft().result()
 
 # %% ../../nbs/data/05_store.ipynb #ae958e7c
@@ -393,7 +391,7 @@ def _told(coverage): # dict, or None
             "codes": [[str(v) for v in row] for row in seen.to_numpy()], "columns": [str(c) for c in seen.columns],
             "unmatched": {str(k): int(v) for k, v in coverage.unmatched.sort_values(ascending=False).head(200).items()}}
 
-# %% ../../nbs/data/05_store.ipynb #1e16fbb5
+# %% ../../nbs/data/05_store.ipynb #0f7e9670
 @patch(cls_method=True)
 def build(cls: SignalStore,
     cohort, # has `.table`, `.labels`, `.fingerprint`, `.part(ids)` and `.raw(record_id) -> (signal (C, T) mV, names, fs)`
@@ -402,7 +400,7 @@ def build(cls: SignalStore,
     jobs: int = 1, # worker processes
     progress: bool = True, # show a bar (only where a terminal reads along)
     overwrite: bool = False, # replace a store made from something else, or a damaged one
-    chunk: int = 64, # records a chunk: what a kill can cost
+    chunk: int = 256, # records a chunk: what a kill can cost
     tick=None, # called with (records finished, all records) after every chunk
 ) -> SignalStore:
     "Prepare a cohort into a store; resumes a killed build; bad records are set aside with their reason."
