@@ -177,8 +177,8 @@ class AgeFrame:
         if self.beat is None: return stretch(signals, time_factor(age, self.alpha))
         return pace_beats(signals, time_factor(age, self.alpha), time_factor(age, self.beat), self.fs)
 
-# %% ../../nbs/data/03d_age_frame.ipynb #53327aad
-FRAME = AgeFrame(alpha=0.75, beta=0.25, gamma=0.5, beat=0.5)   # chosen on simulated children of training and validation
+# %% ../../nbs/data/03d_age_frame.ipynb #1dd8c9b7
+FRAME = AgeFrame(alpha=0.85, beta=0.25, gamma=0.5, beat=0.5)   # chosen on simulated children of training and validation
 
 # %% ../../nbs/data/03d_age_frame.ipynb #a2d634a0
 class FramedStore:
