@@ -31,7 +31,7 @@ class Stage:
     settings: tuple[str, ...]        # keys of the profile it reads
     library: tuple[str, ...]         # folders of peace_nb its results come from
 
-# %% ../nbs/80_pipeline.ipynb #97b76168
+# %% ../nbs/80_pipeline.ipynb #a43f5397
 _cohort = lambda *own: Stage("50_cohorts", ("cohort_seed", "label_noise", *SIGNAL, *own), ("data",))
 _all, _read = ("data", "models", "methods", "training"), ("data", "training", "evaluation")
 STAGES = {
@@ -41,6 +41,7 @@ STAGES = {
     "cohort-extra": _cohort("extra_test_patients"),
     "pretrain": Stage("51_pretrain", (*TRAIN, "batch_size", "learning_rate", "pretrain_epochs"), _all),
     "transfer": Stage("52_transfer", (*TRAIN, "finetune_batch_size", "finetune_learning_rate", "finetune_epochs", "child_settings", "extra_test_patients"), _all),
+    "age-frame": Stage("56_age_frame", ("methods", "seeds", "seeds_of", "frame_children", "cohort_seed", "label_noise", "extra_test_patients"), (*_all, "evaluation")),
     "sim2real-train": Stage("53_sim2real_train", (*SIGNAL, *TRAIN, *KNOWLEDGE, "text_model", "cohort_seed", "label_noise", "batch_size", "learning_rate", "sim2real_methods", "sim2real_records", "sim2real_epochs"), _all),
     "sim2real-test": Stage("54_sim2real_test", ("bootstrap", "sim2real_methods", "sim2real_least"), (*_all, "evaluation")),
     "table-1": Stage("60_table_1_cohorts", ("extra_test_patients",), ("data", "evaluation")),
@@ -52,12 +53,18 @@ STAGES = {
     "table-7": Stage("66_table_7_claims", TABLE, _read),
     "table-8": Stage("67_table_8_leads", TABLE, _read),
     "table-9": Stage("68_table_9_pretraining", (*TRAIN, "learning_rate", "finetune_batch_size", "finetune_learning_rate", "sim2real_methods", "rotations", "rotation_epochs", "seeds", "bootstrap", "cohort_seed"), (*_all, "evaluation")),
+    "table-10": Stage("69_table_10_attention", ("attention_records", "attention_steps", "attention_control", "batch_size", "bootstrap", "clip", "cohort_seed", "learning_rate", "precision", "sim2real_epochs", "warmup", "weight_decay"), (*_all, "evaluation")),
+    "table-11": Stage("6a_table_11_ages", TABLE, _read),
+    "table-13": Stage("6b_table_13_age_aware", (*TABLE, "sim2real_methods"), (*_all, "evaluation")),
     "figure-1": Stage("70_figure_1_framework", (), ("data", "evaluation")),
     "figure-2": Stage("71_figure_2_training", ("methods", "seeds", "seeds_of"), ("evaluation",)),
     "figure-3": Stage("72_figure_3_labels", TABLE, _read),
     "figure-4": Stage("73_figure_4_ecgs", ("cohort_seed",), ("data", "evaluation")),
     "figure-5": Stage("74_figure_5_few_shot", TABLE, _read),
     "figure-6": Stage("75_figure_6_forest", TABLE, _read),
+    "figure-7": Stage("76_figure_7_attention", ("attention_steps", "cohort_seed"), (*_all, "evaluation")),
+    "figure-8": Stage("77_figure_8_ages", TABLE, _read),
+    "figure-9": Stage("78_figure_9_representation", TABLE, (*_all, "evaluation")),
 }
 
 # %% ../nbs/80_pipeline.ipynb #3598d043

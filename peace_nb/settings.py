@@ -15,7 +15,7 @@ from pathlib import Path
 class PeaceError(ValueError):
     "A fault a user can mend: its message is one sentence that names the file, key or record."
 
-# %% ../nbs/00_settings.ipynb #0aa9fb91
+# %% ../nbs/00_settings.ipynb #b44a43c1
 @dataclass(frozen=True)
 class Profile:
     "One section of `settings.ini`, typed. Sizes are counts of simulated *patients*; a cohort with a real root takes its size from the data."
@@ -57,6 +57,10 @@ class Profile:
     finetune_learning_rate: float    # peak, adaptation
     patience: int                    # epochs without a better validation AUROC
     child_settings: tuple[str, ...]  # "zero-shot", "<k>-shot" (at most k positives a label), "full"
+    attention_records: int           # simulated records a label whose attribution is measured
+    attention_steps: int             # points of integrated gradients
+    attention_control: int           # simulated adults on which the label-shuffled control network is trained
+    frame_children: int              # simulated children on which the adult's frame of reference is chosen
     cost_steps: int                  # training updates that the cost table times; 0: table left out
     bootstrap: int                   # patient-level resamples for an interval
     sim2real_methods: tuple[str, ...] # methods of Table 3; the first is the one shown label by label
@@ -78,12 +82,12 @@ def _parse(text:str, kind, where:str):
         wanted = f"a list of {many[0].__name__}" if many else kind.__name__
         raise PeaceError(f"{where} is {text!r}, but it must be {wanted}.") from None
 
-# %% ../nbs/00_settings.ipynb #156e2009
+# %% ../nbs/00_settings.ipynb #da761ef8
 CHOICES = {"lsbc_weighting": {"plain", "count"}, "precision": {"no", "auto", "fp16", "bf16"},
            "encoder": {"tiny", "small", "base", "paper"}}
 _RUN = r"[\w.-]+(@[\w.-]+)?(\+[\w-]+)?"   # name[@encoder][+variant]
 _MANY, _TINY = 1e9, 1e-9
-RANGES = {"label_noise": (0, 0.5), "lead_dropout": (0, 1), "rotations": (0, 10), "cost_steps": (0, 1000), "rotation_epochs": (1, _MANY), "ema": (0, 0.99999), "warmup": (0, 0.9), "clip": (0, _MANY), "weight_decay": (0, _MANY), "patience": (0, _MANY),
+RANGES = {"label_noise": (0, 0.5), "lead_dropout": (0, 1), "rotations": (0, 10), "cost_steps": (0, 1000), **{k: (1, _MANY) for k in ("attention_records", "attention_steps", "attention_control", "frame_children")}, "rotation_epochs": (1, _MANY), "ema": (0, 0.99999), "warmup": (0, 0.9), "clip": (0, _MANY), "weight_decay": (0, _MANY), "patience": (0, _MANY),
           "lsbc_weight": (0, _MANY), "text_loss_weight": (0, _MANY), "learning_rate": (_TINY, 10), "finetune_learning_rate": (_TINY, 10), "seconds": (1, 3600),
           **{k: (1, _MANY) for k in ("batch_size", "finetune_batch_size", "pretrain_epochs", "finetune_epochs", "bootstrap", "threads", "sim2real_records", "sim2real_epochs", "sim2real_least")},
           **{k: (0, _MANY) for k in ("adult_patients", "child_patients", "ptbxl_patients", "extra_test_patients", "cohort_seed")}}
