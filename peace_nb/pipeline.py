@@ -31,12 +31,12 @@ class Stage:
     settings: tuple[str, ...]        # keys of the profile it reads
     library: tuple[str, ...]         # folders of peace_nb its results come from
 
-# %% ../nbs/80_pipeline.ipynb #a43f5397
+# %% ../nbs/80_pipeline.ipynb #7a8083f4
 _cohort = lambda *own: Stage("50_cohorts", ("cohort_seed", "label_noise", *SIGNAL, *own), ("data",))
 _all, _read = ("data", "models", "methods", "training"), ("data", "training", "evaluation")
 STAGES = {
     "cohort-adult": _cohort("adult_root", "adult_patients"),
-    "cohort-child": _cohort("child_root", "child_patients"),
+    "cohort-child": _cohort("child_root", "child_patients", "child_filter"),
     "cohort-ptbxl": _cohort("ptbxl_root", "ptbxl_patients"),
     "cohort-extra": _cohort("extra_test_patients"),
     "pretrain": Stage("51_pretrain", (*TRAIN, "batch_size", "learning_rate", "pretrain_epochs"), _all),

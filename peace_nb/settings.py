@@ -15,7 +15,7 @@ from pathlib import Path
 class PeaceError(ValueError):
     "A fault a user can mend: its message is one sentence that names the file, key or record."
 
-# %% ../nbs/00_settings.ipynb #b44a43c1
+# %% ../nbs/00_settings.ipynb #8cb0fa0e
 @dataclass(frozen=True)
 class Profile:
     "One section of `settings.ini`, typed. Sizes are counts of simulated *patients*; a cohort with a real root takes its size from the data."
@@ -25,6 +25,7 @@ class Profile:
     adult_root: str                  # source cohort, MIMIC-IV-ECG layout: a folder or "simulated"
     child_root: str                  # target cohort, ZZU-pECG layout
     ptbxl_root: str                  # second target, PTB-XL layout
+    child_filter: str                # which children's records are counted: "none" (all), "twelve-leads", or "paper" (our reading)
     adult_patients: int              # simulated adults
     child_patients: int              # simulated children
     ptbxl_patients: int              # simulated patients of the PTB-XL stand-in
@@ -82,9 +83,9 @@ def _parse(text:str, kind, where:str):
         wanted = f"a list of {many[0].__name__}" if many else kind.__name__
         raise PeaceError(f"{where} is {text!r}, but it must be {wanted}.") from None
 
-# %% ../nbs/00_settings.ipynb #da761ef8
+# %% ../nbs/00_settings.ipynb #dbe87bed
 CHOICES = {"lsbc_weighting": {"plain", "count"}, "precision": {"no", "auto", "fp16", "bf16"},
-           "encoder": {"tiny", "small", "base", "paper"}}
+           "encoder": {"tiny", "small", "base", "paper"}, "child_filter": {"none", "twelve-leads", "paper"}}
 _RUN = r"[\w.-]+(@[\w.-]+)?(\+[\w-]+)?"   # name[@encoder][+variant]
 _MANY, _TINY = 1e9, 1e-9
 RANGES = {"label_noise": (0, 0.5), "lead_dropout": (0, 1), "rotations": (0, 10), "cost_steps": (0, 1000), **{k: (1, _MANY) for k in ("attention_records", "attention_steps", "attention_control", "frame_children")}, "rotation_epochs": (1, _MANY), "ema": (0, 0.99999), "warmup": (0, 0.9), "clip": (0, _MANY), "weight_decay": (0, _MANY), "patience": (0, _MANY),
