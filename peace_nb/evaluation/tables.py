@@ -45,11 +45,12 @@ def cell(value, lo, hi, v1:float|None, v2:float|None) -> str:
     told = lambda v: "-" if v is None else f"{v:.1f}"
     return f"{number(value, lo, hi)} | {told(v1)} | {told(v2)}"
 
-# %% ../../nbs/evaluation/46_tables.ipynb #844ff6c5
+# %% ../../nbs/evaluation/46_tables.ipynb #1fc340cb
 def data_note(profile:str) -> str:
     "What the numbers of a profile were made on, for captions and page footers."
     p = load_profile(profile)
-    return f"Data: {data_kind(p)}. Profile: {profile}. Seeds: {len(p.seeds)}."
+    own = [v.replace(":", " ") for v in p.seeds_of if v.split(":")[0] in p.methods and int(v.split(":")[1]) != len(p.seeds)]
+    return f"Data: {data_kind(p)}. Profile: {profile}. Seeds: {len(p.seeds)}" + (f" ({', '.join(own)})." if own else ".")
 
 # %% ../../nbs/evaluation/46_tables.ipynb #d204921a
 def save_table(df:pd.DataFrame, path:Path|str, decimals:int=4) -> Path:
