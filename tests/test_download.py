@@ -363,7 +363,8 @@ def test_the_command_line(server, tmp_path):
 def test_ctrl_c_is_no_fault(server, tmp_path):
     ludb(server, records=200)
     server.delay = 0.2
-    run = subprocess.Popen([sys.executable, "-c", "from peace_nb.cli import main; main()", "download", "ludb", "--to", str(tmp_path / "l"), "--from", server.base, "--accept-licence", "--quiet"],
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "   # a job in the background of a shell is born deaf to it
+    run = subprocess.Popen([sys.executable, "-c", heard + "from peace_nb.cli import main; main()", "download", "ludb", "--to", str(tmp_path / "l"), "--from", server.base, "--accept-licence", "--quiet"],
                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for _ in range(600):
         if (tmp_path / "l" / "SHA256SUMS.txt").exists(): break
