@@ -6,7 +6,7 @@
 __all__ = ['AGE_LABELS', 'YOUNGEST', 'OLDEST', 'BUMPS', 'AGE_SIZE', 'AGE_METHODS', 'log_age', 'age_bumps', 'AgeFiLM',
            'band_texts', 'split_bands', 'band_of', 'BandComposer', 'AgeAwarePEACE']
 
-# %% ../../nbs/methods/2a_age_aware.ipynb #2f8772a6
+# %% ../../nbs/methods/2a_age_aware.ipynb #ddb61d9c
 import math
 import torch
 from torch import nn
@@ -15,7 +15,7 @@ from fastcore.basics import patch
 
 from ..data.knowledge import BANDS, POPULATIONS, load_knowledge
 from .protocol import knowledge_texts, register_method
-from ..models.alignment import KnowledgeComposer, label_share, lsbc_loss
+from ..models.alignment import KnowledgeComposer, label_share
 from ..models.label_query import masked_bce
 from ..models.peace import PEACE, compose_axes, label_positions
 from ..settings import PeaceError
@@ -186,7 +186,7 @@ def predict(
     tokens = self.encoder(signals, mask)
     return self.lqn(self.enter(tokens if self.film is None else self.film(tokens, age_years)))
 
-# %% ../../nbs/methods/2a_age_aware.ipynb #545bb4d2
+# %% ../../nbs/methods/2a_age_aware.ipynb #d8c61b42
 @patch
 def loss(
     self: AgeAwarePEACE,
@@ -202,31 +202,19 @@ def loss(
     if self.knowledge is None: return dict(total=ecg, cls=ecg.detach(), ecg=ecg.detach())
     if not isinstance(self.knowledge.compose, BandComposer): return self.taught_loss(tokens, labels, ecg, progress)
     band = band_of(torch.full((len(labels),), torch.nan, device=labels.device) if age is None else age)
-    return self.taught_by_bands(tokens, labels, band, ecg, progress)
+    return self.taught_loss(tokens, labels, ecg, progress, self.describe_by_bands(labels, band))
 
-# %% ../../nbs/methods/2a_age_aware.ipynb #a9c8bfa7
+# %% ../../nbs/methods/2a_age_aware.ipynb #5609a935
 @patch
-def taught_by_bands(
+def describe_by_bands(
     self: AgeAwarePEACE,
-    tokens: torch.Tensor,  # (B, N, d_encoder)
     labels: torch.Tensor,  # (B, K)
     band: torch.Tensor,  # (B,) index into `POPULATIONS`
-    ecg: torch.Tensor,  # the ECG's classification loss
-    progress: float,
-) -> dict:
-    "The text side of `loss`, as PEACE's `taught_loss`, for pairs of label set and band."
+) -> tuple:  # as PEACE's `describe`
+    "The texts of a batch, each pair of label set and band worked out once."
     pairs, member = torch.cat([labels.nan_to_num(-1), band[:, None].to(labels)], 1).unique(dim=0, return_inverse=True)
     sets = pairs[:, :-1]
-    axis_tokens, u = self.knowledge.compose(sets.where(sets >= 0, torch.nan), pairs[:, -1].long())
-    has_positive = (labels == 1).any(1, keepdim=True)
-    txt = masked_bce(self.lqn(axis_tokens)[member], labels.where(has_positive, torch.nan))
-    cls = ecg + self.beta * txt
-    gate, tau, total = self.gate(cls, progress), self.knowledge.temperature(), cls
-    terms = dict(cls=cls, ecg=ecg, txt=txt, gate=gate, tau=tau)
-    if self.lsbc and self.lam:
-        terms["lsbc"] = lsbc_loss(self.knowledge.pooled(tokens), u[member], labels, tau, self.weighting)
-        total = cls + self.lam * gate * terms["lsbc"]
-    return dict(total=total, **{k: v.detach() for k, v in terms.items()})
+    return *self.knowledge.compose(sets.where(sets >= 0, torch.nan), pairs[:, -1].long()), member
 
 # %% ../../nbs/methods/2a_age_aware.ipynb #f4c31d51
 @patch

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['clip_loss', 'label_prompts', 'knowledge_prompts', 'PromptScorer', 'reports_of', 'MERL', 'METS', 'AlignedHead']
 
-# %% ../../nbs/methods/24_merl.ipynb #00d9c2d9
+# %% ../../nbs/methods/24_merl.ipynb #7dcb5354
 import copy
 import math
 
@@ -16,9 +16,9 @@ from fastcore.basics import patch
 
 from ..data.knowledge import load_knowledge
 from ..data.labels import LABEL_TABLE
-from .protocol import register_method
+from .protocol import LinearHead, register_method
 from ..models.encoders import AttentionPool
-from ..models.label_query import masked_bce, prior_logit
+from ..models.label_query import prior_logit
 from ..models.peace import label_positions
 from ..settings import PeaceError
 
@@ -201,9 +201,9 @@ def restrict(
     if hasattr(new, "config"): new.config["labels"] = list(labels)
     return new
 
-# %% ../../nbs/methods/24_merl.ipynb #f487717c
-class AlignedHead(nn.Module):
-    "The ECG side of an aligned model and a linear layer, trained with binary cross-entropy; a `Method`."
+# %% ../../nbs/methods/24_merl.ipynb #62370245
+class AlignedHead(LinearHead):
+    "A `LinearHead` on the ECG side of an aligned model: its loss, and its way to fewer labels."
     def __init__(
         self,
         tower: PromptScorer,  # gives `encoder` and `embed`; its textual parts are not kept
@@ -211,7 +211,7 @@ class AlignedHead(nn.Module):
         d: int,  # width of `embed`
         name: str,
     ):
-        super().__init__()
+        nn.Module.__init__(self)   # encoder, pooling and head are the tower's, not new ones
         self.name, self.labels, self.encoder = name, tuple(labels), tower.encoder
         self.enter, self.pool, self.out = getattr(tower, "enter", nn.Identity()), tower.pool, tower.out
         self.head = nn.Linear(d, len(labels))
@@ -221,26 +221,6 @@ class AlignedHead(nn.Module):
         "Logits (B, K) from the ECG alone."
         h = self.out(self.pool(self.enter(self.encoder(signals, mask))))
         return self.head(F.normalize(h, dim=-1) * math.sqrt(h.shape[-1]))
-
-# %% ../../nbs/methods/24_merl.ipynb #54f403d0
-@patch
-def loss(self: AlignedHead, batch: dict, progress: float) -> dict:
-    "Masked binary cross-entropy."
-    cls = masked_bce(self.predict(batch["signals"], batch.get("mask")), batch["labels"])
-    return dict(total=cls, cls=cls.detach())
-
-@patch
-def forward(self: AlignedHead, batch: dict, progress: float) -> dict: return self.loss(batch, progress)
-
-@patch
-def restrict(self: AlignedHead, labels: tuple) -> AlignedHead:
-    "A copy with only these labels' rows of the linear layer."
-    at, new = label_positions(self.labels, labels), copy.deepcopy(self)
-    new.head.weight = nn.Parameter(self.head.weight.detach()[at].clone())
-    new.head.bias = nn.Parameter(self.head.bias.detach()[at].clone())
-    new.head.out_features, new.labels = len(at), tuple(labels)
-    if hasattr(new, "config"): new.config["labels"] = list(labels)
-    return new
 
 # %% ../../nbs/methods/24_merl.ipynb #0465122e
 @patch

@@ -121,7 +121,16 @@ def loss(
     if self.knowledge is None: return dict(total=ecg, cls=ecg.detach(), ecg=ecg.detach())
     return self.taught_loss(tokens, batch["labels"], ecg, progress)
 
-# %% ../../nbs/models/15_peace.ipynb #59e0f5fb
+# %% ../../nbs/models/15_peace.ipynb #5bc48b6c
+@patch
+def describe(
+    self: PEACE,
+    labels: torch.Tensor,  # (B, K)
+) -> tuple:  # axis tokens (n, A, d) and fused vectors (n, d_align) of the n label sets, and (B,) the set of each record
+    "The texts of a batch, each set of labels worked out once."
+    sets, member = labels.nan_to_num(-1).unique(dim=0, return_inverse=True)
+    return *self.knowledge.compose(sets.where(sets >= 0, torch.nan)), member
+
 @patch
 def taught_loss(
     self: PEACE,
@@ -129,10 +138,10 @@ def taught_loss(
     labels: torch.Tensor,  # (B, K)
     ecg: torch.Tensor,  # the ECG's classification loss
     progress: float,  # share of the training done
+    described: tuple | None = None,  # as `describe` gives it; from the labels alone where not given
 ) -> dict:
     "The text side of `loss`: L = L_cls + λ·g·L_lsbc."
-    sets, member = labels.nan_to_num(-1).unique(dim=0, return_inverse=True)
-    axis_tokens, u = self.knowledge.compose(sets.where(sets >= 0, torch.nan))
+    axis_tokens, u, member = described or self.describe(labels)
     has_positive = (labels == 1).any(1, keepdim=True)
     txt = masked_bce(self.lqn(axis_tokens)[member], labels.where(has_positive, torch.nan))
     cls = ecg + self.beta * txt
