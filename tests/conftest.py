@@ -8,15 +8,26 @@ from filelock import FileLock
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def one_at_a_time() -> FileLock:
+    "Held by the test process that builds, or that takes away files of the build; the others wait."
+    (ROOT / "paper" / "build").mkdir(exist_ok=True)
+    return FileLock(ROOT / "paper" / "build" / ".tests.lock", is_singleton=True)
+
+
+@pytest.fixture
+def alone(smoke):
+    "The build is this test's alone, for as long as it runs."
+    with one_at_a_time(): yield
+
+
 @pytest.fixture(scope="session")
 def smoke() -> Path:
     "The build folder of the smoke profile; nothing is run where it is up to date."
     from peace_nb.pipeline import build_paper
     here = Path.cwd()
     os.chdir(ROOT)
-    (ROOT / "paper" / "build").mkdir(exist_ok=True)
     try:
-        with FileLock(ROOT / "paper" / "build" / ".tests.lock"): return build_paper("smoke", cores=2)   # one test process builds, the others wait
+        with one_at_a_time(): return build_paper("smoke", cores=2)
     finally: os.chdir(here)
 
 

@@ -65,7 +65,7 @@ def test_reported_numbers_come_from_the_file_alone(smoke):
         assert not [n for n in numbers if re.search(rf"(?<![\d.]){re.escape(n)}(?![\d])", text)], f"{p} holds a number of the preprint; it belongs to paper/reported.yaml"
 
 
-def test_a_second_call_runs_nothing(smoke):
+def test_a_second_call_runs_nothing(smoke, alone):
     before = {p: p.stat().st_mtime_ns for p in (smoke / "provenance").glob("*.json")}
     start = time.perf_counter()
     build_paper("smoke")
@@ -125,7 +125,7 @@ def test_every_notebook_is_in_the_readme():
         assert p.relative_to(ROOT).as_posix() in text, p
 
 
-def test_the_manuscript_is_the_same_bytes_again(smoke):
+def test_the_manuscript_is_the_same_bytes_again(smoke, alone):
     from peace_nb.manuscript import build_manuscript
     kept = {p: (p.read_bytes(), p.stat()) for p in (smoke / "paper.pdf", smoke / "provenance.json")}
     try: assert build_manuscript("smoke").read_bytes() == kept[smoke / "paper.pdf"][0]
@@ -135,7 +135,7 @@ def test_the_manuscript_is_the_same_bytes_again(smoke):
             os.utime(p, ns=(was.st_atime_ns, was.st_mtime_ns))   # or the report would be stale
 
 
-def test_a_step_without_its_record_is_not_done(smoke):
+def test_a_step_without_its_record_is_not_done(smoke, alone):
     "A notebook that was run by hand leaves a table but no record; the paper must run that step before it is written."
     hide = [smoke / "provenance" / "table-1.json", smoke / "paper.pdf"]
     for p in hide: p.rename(p.with_name(p.name + ".hidden"))
