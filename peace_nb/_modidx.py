@@ -261,6 +261,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'peace_nb.data.fast._lanes': ('data/fast.html#_lanes', 'peace_nb/data/fast.py'),
                                     'peace_nb.data.fast._line': ('data/fast.html#_line', 'peace_nb/data/fast.py'),
                                     'peace_nb.data.fast._make_step': ('data/fast.html#_make_step', 'peace_nb/data/fast.py'),
+                                    'peace_nb.data.fast._make_sum': ('data/fast.html#_make_sum', 'peace_nb/data/fast.py'),
                                     'peace_nb.data.fast._matched': ('data/fast.html#_matched', 'peace_nb/data/fast.py'),
                                     'peace_nb.data.fast._record': ('data/fast.html#_record', 'peace_nb/data/fast.py'),
                                     'peace_nb.data.fast._round': ('data/fast.html#_round', 'peace_nb/data/fast.py'),

@@ -53,10 +53,10 @@ def _record(first, fields: list, comments: list):
         adc_res=_integers(res), adc_zero=_integers(zero), init_value=_integers(initial), checksum=_integers(checksum), block_size=_integers(block),
         sig_name=list(names), comments=comments)
 
-# %% ../../nbs/data/02a_fast.ipynb #91e02e2e
+# %% ../../nbs/data/02a_fast.ipynb #878ba446
 LANES = 12          # leads side by side
 _WIDE = 4           # double-precision numbers of one vector: what every processor of the last ten years takes at once, or in two halves
-_STEP = None        # the intrinsic of the next cell, once `warm` has made it
+_STEP = _SUM = None # the intrinsics of the next cells, once `warm` has made them
 
 def _sweep(sos, zi, x, first, count, step):
     "Run second-order sections over `count` rows of `x` (T, LANES) in place, from row `first` on, from the settled state of that row."
@@ -95,19 +95,39 @@ def _make_step():
 
     return intrinsic(lambda typing, x, edge, first, count, step, c, z: (types.void(x, edge, first, count, step, c, z), emit))
 
-# %% ../../nbs/data/02a_fast.ipynb #703c45b6
+# %% ../../nbs/data/02a_fast.ipynb #268378e9
+def _make_sum():
+    "The Numba intrinsic (x, newest, h, phase, up, taps, out, j): row `j` of `out` is the sum over k of `x[newest - k] * h[phase + k * up]`, from the largest k down to 0."
+    from llvmlite import ir
+    from numba import types
+    from numba.core import cgutils
+    from numba.extending import intrinsic
+    vector, i32 = ir.VectorType(ir.FloatType(), _WIDE), ir.IntType(32)
+
+    def emit(context, b, signature, args):
+        data, taps_of, into = (context.make_array(signature.args[i])(context, b, args[i]).data for i in (0, 2, 6))
+        newest, phase, up, taps, j = (args[i] for i in (1, 3, 4, 5, 7))
+        number, none = lambda k: ir.Constant(taps.type, k), ir.Constant(vector, ir.Undefined)
+        place = lambda row, g, base: b.bitcast(b.gep(base, [b.add(b.mul(row, number(LANES)), number(g))]), vector.as_pointer())
+        groups = range(0, LANES, _WIDE)
+        sums = [cgutils.alloca_once_value(b, ir.Constant(vector, [0.0] * _WIDE)) for _ in groups]
+        with cgutils.for_range(b, taps, intp=taps.type) as loop:
+            k = b.sub(b.sub(taps, number(1)), loop.index)
+            tap = b.insert_element(none, b.load(b.gep(taps_of, [b.add(phase, b.mul(k, up))])), i32(0))
+            tap = b.shuffle_vector(tap, none, ir.Constant(ir.VectorType(i32, _WIDE), [0] * _WIDE))
+            for g, total in zip(groups, sums): b.store(b.fadd(b.load(total), b.fmul(b.load(place(b.sub(newest, k), g, data), align=4), tap)), total)
+        for g, total in zip(groups, sums): b.store(b.load(total), place(j, g, into), align=4)
+        return context.get_dummy_value()
+
+    return intrinsic(lambda typing, x, newest, h, phase, up, taps, out, j: (types.void(x, newest, h, phase, up, taps, out, j), emit))
+
+# %% ../../nbs/data/02a_fast.ipynb #725e614e
 def _weave(h, up, down, skip, lead_in, x, out):
     "Polyphase sums: `x` (T, LANES) extended by `lead_in` samples in front, taps `h`, into `out` (n, LANES)."
-    total = np.empty(LANES, np.float32)
     for j in range(out.shape[0]):
         at = (j + skip) * down
         phase, newest = at % up, at // up + lead_in
-        taps = (len(h) - phase - 1) // up + 1
-        for l in range(LANES): total[l] = 0
-        for k in range(taps - 1, -1, -1):
-            w = h[phase + k * up]
-            for l in range(LANES): total[l] += x[newest - k, l] * w
-        for l in range(LANES): out[j, l] = total[l]
+        _SUM(x, newest, h, phase, up, (len(h) - phase - 1) // up + 1, out, j)
 
 # %% ../../nbs/data/02a_fast.ipynb #6502008f
 def _survey(d, window, low, high, sums):
@@ -157,17 +177,17 @@ def _round(flat, units):
         units[i] = np.int16((min(max(v, -most), most) + shift) - shift)
     return clipped
 
-# %% ../../nbs/data/02a_fast.ipynb #c97593d2
+# %% ../../nbs/data/02a_fast.ipynb #3fde4605
 _kernels = {}
 
 def warm() -> bool: # whether the compiled loops are in use from now on
     "Compile the loops (or load them from the cache). Without Numba everything stays with SciPy."
-    global _STEP
+    global _STEP, _SUM
     if not _kernels:
         try:
             import numba
             x, h = np.zeros((4, LANES)), np.zeros(1, np.float32)
-            _STEP = _STEP or _make_step()
+            _STEP, _SUM = _STEP or _make_step(), _SUM or _make_sum()
             made = {f.__name__: numba.njit(cache=True, error_model="numpy")(f) for f in (_sweep, _weave, _survey, _spread, _line, _round)}
             made["_sweep"](np.zeros((1, 6)), np.zeros((1, 2)), x, 0, 1, 1)
             made["_weave"](h, 1, 1, 0, 0, x.astype(np.float32), np.zeros((1, LANES), np.float32))
