@@ -106,6 +106,19 @@ def test_no_source_denies_what_it_never_says():
     with pytest.raises(PeaceError, match="index"): V.labels_from_cinc(pd.Series(["426783006"]), pd.Series(["ptb"], index=["other"]))
 
 
+def test_concepts_without_a_side_or_a_sign_deny_nothing_they_may_mean():
+    "A bundle branch block of unstated side may be an incomplete right one; a fresh infarct may show in ST and T."
+    y, _ = V.labels_from_cinc(pd.Series(["6374002", "57054005"]), "ningbo", strict=True)
+    assert y.loc[0, ["LBBB", "RBBB", "IRBBB"]].isna().all() and y.loc[0, "STDEV"] == 0
+    assert y.loc[1, ["QWAVE", "STDEV", "TABN"]].isna().all() and y.loc[1, "RBBB"] == 0
+
+
+def test_cpsc_classes_written_as_decimals_are_the_same_classes():
+    "A REFERENCE.csv that went through a spreadsheet or pandas once says `5.0`."
+    y, _ = V.labels_from_cpsc(pd.Series([["5", "2"], ["5.0", "2.0", "nan"], [5.0, 2.0, np.nan], "5.0,2.0"]), strict=True)
+    assert (y.loc[0, ["RBBB", "AFIB"]] == 1).all() and all(y.loc[i].equals(y.loc[0]) for i in range(1, 4))
+
+
 def test_sph_grammar():
     y, coverage = L.labels_from_aha(pd.Series(["60+310;147", "1", "1;1", "22;23", "153", "37+341+308"]), vocabulary="sph", strict=True)
     assert y.loc[0, ["PVC", "TABN"]].tolist() == [1, 1] and y["NORM"].tolist() == [0, 1, 1, 0, 0, 0] and y.loc[4, ["STDEV", "TABN"]].tolist() == [1, 1]

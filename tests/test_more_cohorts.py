@@ -150,6 +150,50 @@ def test_checksums_nobody_took_are_not_held_against_a_record(tmp_path):
     assert load_cohort("cinc", tmp_path).signal("E00001")[1].all()
 
 
+def test_headers_without_checksums_do_not_stop_a_cohort(tmp_path):
+    "A signal line may end after its resolution: no sum, no first sample, no name. The record is refused by itself, and its neighbours are read."
+    for name in ("E00001", "E00002"): challenge(tmp_path, name, 500, 10, ["#Dx: 427084000"])
+    hea = tmp_path / "E00001.hea"; hea.write_text("\n".join(" ".join(l.split()[:3]) if ".mat" in l else l for l in hea.read_text().splitlines()) + "\n")
+    (tmp_path / "._E00002.hea").write_bytes(b"\x00\x05\x16\x07Mac OS X")                             # what an archive packed on a Mac leaves
+    c = load_cohort("cinc", tmp_path)
+    assert list(c.table.index) == ["E00001", "E00002"] and c.signal("E00002")[1].all()
+    store = SignalStore.build(c, SignalSpec(fs=100), tmp_path / "s", progress=False)
+    assert list(store.table.index) == ["E00002"] and store.set_aside.kind.tolist() == ["lead names"]
+
+
+def test_cinc_ages_of_ptbxl_are_those_of_ptbxl(tmp_path):
+    "300 is PTB-XL's word for above 89; elsewhere it is impossible."
+    for name in ("HR00001", "E00001"): challenge(tmp_path, name, 500, 10, ["# Age: 300", "# Sex: Female", "# Dx: 426783006"])
+    t = load_cohort("cinc", tmp_path).table
+    assert t.age_days["HR00001"] == 90 * 365.25 and t.quality["HR00001"] == "" and np.isnan(t.age_days["E00001"]) and "impossible" in t.quality["E00001"]
+
+
+def test_cinc_reports_spell_out_what_the_challenges_never_listed(tmp_path):
+    challenge(tmp_path, "JS00001", 500, 10, ["#Dx: 426177001,28189009,251147008,1234"])
+    assert load_cohort("cinc", tmp_path).table.report["JS00001"] == "sinus bradycardia; 2nd degree av block (type two); low qrs voltage in limb leads; 1234"
+
+
+def test_header_of_the_last_release_and_a_record_that_lost_its_letter(tmp_path):
+    "Format `16x1+24`, a unit in small letters, leads in capitals, Windows line ends; S23074.hea names JS23074.mat."
+    upper = [l.upper() for l in LEADS]
+    folder = tmp_path / "training" / "ningbo" / "g13"
+    truth = challenge(folder, "JS23074", 500, 10, ["# Age: 61", "# Sex: Male", "# Dx: 426177001"], leads=upper, unit="mv")
+    text = (folder / "JS23074.hea").read_text().replace("JS23074 12", "S23074 12").replace("16+24 1000(0)/mv", "16x1+24 1000.0(0)/mv")
+    (folder / "JS23074.hea").unlink(); (folder / "S23074.hea").write_bytes(text.replace("\n", "\r\n").encode())
+    c = load_cohort("cinc", tmp_path)
+    x, mask = c.signal("S23074")
+    assert mask.all() and np.abs(x - truth).max() < 1e-6 and c.labels.loc["S23074", "SBRAD"] == 1 and c.table.source["S23074"] == "ningbo"
+    store = SignalStore.build(c, SignalSpec(fs=100), tmp_path / "s", progress=False)
+    assert np.abs(store.batch(np.arange(1))[0][0] - prepare(truth, LEADS, 500, SignalSpec(fs=100))[0]).max() < 6e-4
+
+
+def test_a_header_that_announces_no_sample_is_refused_in_a_sentence(tmp_path):
+    challenge(tmp_path, "JS00001", 500, 10, ["#Dx: 426177001"], record_line="JS00001 12 500 0")
+    c = load_cohort("cinc", tmp_path)
+    with pytest.raises(RecordError, match="without a single sample") as e: c.raw("JS00001")
+    assert e.value.kind == "no sample" and c.labels.loc["JS00001", "SBRAD"] == 1
+
+
 @pytest.fixture(scope="module")
 def cpsc(tmp_path_factory):
     root = tmp_path_factory.mktemp("cpsc")

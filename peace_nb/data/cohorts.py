@@ -114,7 +114,7 @@ def _read_general(head, stem: Path, check: bool) -> np.ndarray: # (C, T) physica
     except PeaceError: raise
     except Exception as e: raise RecordError(f"{stem} cannot be read ({type(e).__name__}: {e})".replace("\n", " ")) from e
 
-# %% ../../nbs/data/04_cohorts.ipynb #22c5f7a7
+# %% ../../nbs/data/04_cohorts.ipynb #f87f2c60
 def _voltages(x: np.ndarray, names, units, fs: float, stem: Path): # (signal (C, T) mV, names, fs)
     "Channels that are voltages, in millivolts. Raises `RecordError` on a lead in another unit, or when nothing valid is left."
     if not 50 <= fs <= 20_000: raise RecordError(f"{stem} was recorded at {fs:g} Hz, says its header; between 50 and 20000 Hz are possible", "sampling rate")
@@ -138,6 +138,7 @@ def read_record(
             if s is not None and s.file_name and s.sig_len: _check_files(s, stem.parent)
         x, (names, units) = _read_general(head, stem, check), _multi_names(head)
     else:
+        if head.sig_len == 0: raise RecordError(f"{stem}.hea announces a record without a single sample", "no sample")
         _check_owner(head, stem)
         _check_files(head, stem.parent)
         x = _read_plain(head, stem.parent, check) if _is_plain(head) else _read_general(head, stem, check)

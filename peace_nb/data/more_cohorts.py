@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['read_cpsc', 'read_hdf5']
 
-# %% ../../nbs/data/04b_more_cohorts.ipynb #6a8ab085
+# %% ../../nbs/data/04b_more_cohorts.ipynb #84a62bc0
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,33 +19,34 @@ from scipy.io import loadmat
 
 from ..settings import PeaceError
 from .cohorts import COHORTS, MAX_SAMPLES, YEAR, _read_csv, _remark, _require, read_header, read_record
-from .labels import labels_from_aha
+from .labels import VOCABULARIES, labels_from_aha
 from .signals import LEADS, RecordError
 from .vocabularies import cinc_source, labels_from_cinc, labels_from_cpsc, labels_from_ptbdb
 
-# %% ../../nbs/data/04b_more_cohorts.ipynb #eb842763
+# %% ../../nbs/data/04b_more_cohorts.ipynb #02ceb658
 def _scan(root: Path) -> pd.DataFrame: # one row a header: record_name, n_leads, sampling_rate, n_samples, age, sex, dx, path
     "Every header below a folder, read as text. A damaged one gives an empty row: the store will say what is wrong with it."
     if not root.is_dir(): raise PeaceError(f"{root} is not a folder, so it cannot hold records")
-    files = sorted(p for p in root.rglob("*.hea") if p.is_file())
+    files = sorted(p for p in root.rglob("*.hea") if p.is_file() and not p.name.startswith("."))     # macOS leaves `._JS00001.hea` beside `JS00001.hea`
     if not files: raise PeaceError(f"{root} holds no WFDB header (.hea), in no folder below it")
     with ThreadPoolExecutor(16) as pool: rows = list(pool.map(parse_header, files))
     return pd.DataFrame(rows).assign(path=[f.with_suffix("").relative_to(root).as_posix() for f in files])
 
 def _names(dx: str) -> str:
     "SNOMED CT codes as the challenge spells them out."
-    known = load_dx_mapping()["dx_name"]
-    return "; ".join(known.get(c, c) for c in str(dx).split(",") if c)
+    known, more = load_dx_mapping()["dx_name"], VOCABULARIES["snomed"]["description"]     # five concepts stand in no list of the challenges
+    return "; ".join(known.get(c) or more.get(c, c) for c in str(dx).split(",") if c)
 
-# %% ../../nbs/data/04b_more_cohorts.ipynb #75e380d5
+# %% ../../nbs/data/04b_more_cohorts.ipynb #79ae1b6e
 def _honest(path: Path) -> bool | None: # None where the record cannot be judged
     "Do a record's checksums fit its samples in at least one lead, or is even the first sample not the one announced?"
     try:
         x, head = read_record(path, check=False)[0], read_header(path)
+        sums, firsts = (np.array(getattr(head, k), float) for k in ("checksum", "init_value"))     # a header need not give them: NaN
         digital = np.rint(np.nan_to_num(x, nan=-32768 / head.adc_gain[0]) * np.array(head.adc_gain)[:, None] + np.array(head.baseline)[:, None]).astype(np.int64)
-    except (RecordError, ValueError): return None
-    fits = (digital.sum(-1) - np.array(head.checksum)) % 65536 == 0
-    return bool(fits.any() or (digital[:, 0] != np.array(head.init_value)).any())
+        fits = (digital.sum(-1) - sums) % 65536 == 0
+        return None if np.isnan(sums).all() else bool(fits.any() or (digital[:, 0] != firsts).any())
+    except (RecordError, ValueError, TypeError, AttributeError): return None     # no such record, other channels than named, several segments
 
 def _doubtful(root: Path, table: pd.DataFrame, most: int = 5) -> list: # of sources
     "Sources whose checksums are wrong throughout."
@@ -55,16 +56,17 @@ def _doubtful(root: Path, table: pd.DataFrame, most: int = 5) -> list: # of sour
         if len(seen) >= 3 and not any(seen): found.append(source)
     return found
 
-# %% ../../nbs/data/04b_more_cohorts.ipynb #6a188d4b
+# %% ../../nbs/data/04b_more_cohorts.ipynb #e538a2da
 _SHARED = ("ptb", "st_petersburg_incart")   # sources in which one patient gave several records, and nobody says which
 
 def _load_cinc(root: Path):
     "PhysioNet/CinC challenge layout: (table, labels, coverage)."
     src = _scan(root)
     fs, n = (pd.to_numeric(src[c], errors="coerce") for c in ("sampling_rate", "n_samples"))
-    source = src["record_name"].map(cinc_source)
+    source, age = src["record_name"].map(cinc_source), pd.to_numeric(src["age"], errors="coerce")
+    age = age.mask((source == "ptb-xl") & (age > 89), 90.0)      # PTB-XL writes 300 for everybody above 89
     table = pd.DataFrame({
-        "patient_id": None, "age_days": pd.to_numeric(src["age"], errors="coerce") * YEAR, "sex": src["sex"],
+        "patient_id": None, "age_days": age * YEAR, "sex": src["sex"],
         "fs": fs.astype(float), "leads": pd.to_numeric(src["n_leads"], errors="coerce"), "seconds": n / fs.where(fs > 0),
         "report": src["dx"].map(_names), "quality": np.select([source.isin(_SHARED), src["dx"] == ""], ["patient not stated", "no diagnosis"], ""),
         "path": src["path"], "source": source, "dx": src["dx"]}).set_axis(src["record_name"])

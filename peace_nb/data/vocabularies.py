@@ -39,7 +39,7 @@ def _map(source: str, tokens: Sequence[Sequence[str]], table: pd.DataFrame, inde
     frame = _to_frame(states, index, annotated)
     return frame, _coverage(source, tokens, table, frame, annotated)
 
-# %% ../../nbs/data/01c_vocabularies.ipynb #3778c99c
+# %% ../../nbs/data/01c_vocabularies.ipynb #cfb21e91
 CPSC = read_table("codes_cpsc.csv").set_index("code")
 
 @lru_cache
@@ -51,7 +51,7 @@ def _cpsc_tokens(value: object) -> list[str]:
     "One record's classes: a list, a number or a string joined by commas; blanks and NaN are no class"
     parts = value.split(",") if isinstance(value, str) else value if isinstance(value, (list, tuple, np.ndarray)) else [value]
     plain = [str(int(x)) if isinstance(x, (int, float, np.number)) and not pd.isna(x) else x for x in parts]
-    words = [x.strip().lower() for x in plain if isinstance(x, str) and x.strip() and x.strip().lower() != "nan"]
+    words = [x.strip().lower().removesuffix(".0") for x in plain if isinstance(x, str) and x.strip() and x.strip().lower() != "nan"]
     return [_cpsc_alias().get(w, w) for w in words]
 
 def labels_from_cpsc(
