@@ -113,6 +113,14 @@ def test_concepts_without_a_side_or_a_sign_deny_nothing_they_may_mean():
     assert y.loc[1, ["QWAVE", "STDEV", "TABN"]].isna().all() and y.loc[1, "RBBB"] == 0
 
 
+def test_what_a_source_hardly_ever_writes_is_not_denied_by_its_silence():
+    "SPH can say junctional tachycardia and no other supraventricular one; CPSC's extra records carry one right axis and one Q wave."
+    y, _ = L.labels_from_aha(pd.Series(["1", "54", "50+346"]), vocabulary="sph", strict=True)
+    assert np.isnan(y.loc[0, "SVT"]) and y.loc[1, "SVT"] == 1 and np.isnan(y.loc[2, "SVT"]) and (y.loc[2, ["AFIB", "AFLT", "PAC"]] == [1, 0, 0]).all()
+    y, _ = V.labels_from_cinc(pd.Series(["427084000", "47665007,164917005,111975006"]), "cpsc_2018_extra", strict=True)
+    assert y.loc[0, ["RAD", "LAD", "QWAVE", "LQT"]].isna().all() and (y.loc[1, ["RAD", "QWAVE", "LQT"]] == 1).all() and y.loc[0, "LVH"] == 0
+
+
 def test_cpsc_classes_written_as_decimals_are_the_same_classes():
     "A REFERENCE.csv that went through a spreadsheet or pandas once says `5.0`."
     y, _ = V.labels_from_cpsc(pd.Series([["5", "2"], ["5.0", "2.0", "nan"], [5.0, 2.0, np.nan], "5.0,2.0"]), strict=True)

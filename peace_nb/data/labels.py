@@ -221,7 +221,7 @@ def _base_of(token: str, vocabulary: str) -> str:
 def _in_doubt(token: str, vocabulary: str) -> bool:
     return any(m.lower().removeprefix("modifier") in _DOUBTS for m in _modifiers(token, vocabulary))
 
-# %% ../../nbs/data/01_labels.ipynb #f8ee9260
+# %% ../../nbs/data/01_labels.ipynb #30b83f67
 _SPH_WRITES = "1 21 22 23 30 31 36 37 50 51 54 60 80 81 82 83 84 85 86 87 88 101 102 104 105 106 108 120 121 125 140 142 143 145 146 147 148 152 153 155 160 161 165 166".split()
 
 def labels_from_aha(
@@ -237,7 +237,7 @@ def labels_from_aha(
     if strict: _refuse_unmatched(tokens, findings.index, table, "finding")
     states = _combine(pairs, lambda p: _aha_vector(table, *p))
     annotated = np.array([len(t) > 0 for t in tokens], bool)
-    silent = set(LABELS) - {x for cell in table.loc[_SPH_WRITES, "labels"] for x in _split(cell)} if vocabulary == "sph" else ()
+    silent = set(LABELS) - {x for cell in table.loc[_SPH_WRITES, "labels"] for x in _split(cell)} | {"SVT"} if vocabulary == "sph" else ()     # of the supraventricular tachycardias, the junctional one only
     frame = _to_frame(np.maximum(states, _vector([], silent)), findings.index, annotated)
     return frame, _coverage(vocabulary, tokens, table, frame, annotated)
 

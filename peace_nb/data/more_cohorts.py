@@ -130,7 +130,7 @@ def _load_cpsc(root: Path):
 
 COHORTS["cpsc2018"] = _load_cpsc
 
-# %% ../../nbs/data/04b_more_cohorts.ipynb #096a002e
+# %% ../../nbs/data/04b_more_cohorts.ipynb #5fdce0f2
 def _load_ptb(root: Path):
     "PTB Diagnostic ECG Database: (table, labels, coverage)."
     src = _scan(root)
@@ -140,7 +140,7 @@ def _load_ptb(root: Path):
     reason, folder = said("Reason for admission"), src["path"].str.extract(r"(patient\d+)/[^/]+$")[0]
     table = pd.DataFrame({
         "patient_id": folder, "age_days": pd.to_numeric(said("age"), errors="coerce") * YEAR, "sex": said("sex"), "fs": fs.astype(float), "leads": 12,
-        "seconds": n / fs.where(fs > 0), "report": reason + ("; " + said("Additional diagnoses")).where(said("Additional diagnoses") != "", ""),
+        "seconds": n / fs.where(fs > 0), "report": (reason + "; " + said("Additional diagnoses")).str.strip("; "),
         "quality": np.where(reason == "", "no diagnosis", ""), "path": src["path"], "infarction": said("Acute infarction (localization)")}).set_axis(src["record_name"])
     return table, *labels_from_ptbdb(reason.set_axis(table.index))
 
