@@ -313,6 +313,25 @@ def test_dataset_sph_without_h5py_ends_in_a_sentence(sph, monkeypatch):
     with pytest.raises(PeaceError, match="needs the package h5py"): load_cohort("sph", sph).raw("A00001")
 
 
+def test_dataset_chapman_as_first_released(tmp_path):
+    "Microvolts under lead names, in any order of columns; AF is flutter; a file without names is refused."
+    (tmp_path / "ECGData").mkdir()
+    (tmp_path / "Diagnostics.csv").write_bytes("\ufeffFileName,Rhythm,Beat,PatientAge,Gender,VentricularRate\r\nMUSE_1,AFIB,RBBB TWC,85,MALE,117\r\nMUSE_2,AF,NONE,20,FEMALE,67\r\nMUSE_3,SB,LFBBB,66,,53\r\n".encode())
+    mv, turned = heart(10, 500), [l.upper() for l in reversed(LEADS)]
+    pd.DataFrame(mv.T[:, ::-1] * 1000, columns=turned).to_csv(tmp_path / "ECGData" / "MUSE_1.csv", index=False)
+    pd.DataFrame(mv.T * 1000).to_csv(tmp_path / "ECGData" / "MUSE_2.csv", index=False, header=False)
+    c = load_cohort("chapman", tmp_path)
+    x, mask = c.signal("MUSE_1")
+    assert mask.all() and np.abs(x - mv).max() < 1e-6 and c.raw("MUSE_1")[1] == turned
+    said = {r: set(c.labels.columns[c.labels.loc[r] == 1]) for r in c.labels.index}
+    assert said == {"MUSE_1": {"AFIB", "RBBB", "TABN"}, "MUSE_2": {"AFLT"}, "MUSE_3": {"SBRAD", "LAFB"}} and c.labels.loc["MUSE_3", "LBBB"] == 0
+    assert c.labels[["NORM", "IRBBB"]].isna().all(axis=None) and c.table.sex.tolist() == ["M", "F", None] and c.table.age_days["MUSE_1"] == 85 * 365.25 and c.coverage.unmatched.empty
+    store = SignalStore.build(c, SignalSpec(fs=100), tmp_path / "s", progress=False)
+    assert list(store.table.index) == ["MUSE_1"] and store.set_aside.set_index("record_id").kind.to_dict() == {"MUSE_2": "lead names", "MUSE_3": "missing signal"}
+    (tmp_path / "Diagnostics.csv").rename(tmp_path / "Diagnostics.xlsx")
+    with pytest.raises(PeaceError, match="Diagnostics.xlsx"): load_cohort("chapman", tmp_path)
+
+
 def test_dataset_ludb_is_complete(samples):
     c = load_cohort("ludb", samples / "ludb")
     assert len(c) == 200 and c.table.sex.value_counts().to_dict() == {"M": 115, "F": 85} and c.table.age_days["34"] == 90 * 365.25 and len(c.coverage.unmatched) == 0

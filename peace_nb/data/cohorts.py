@@ -193,8 +193,8 @@ def read_window(
     except Exception as e: raise RecordError(f"{stem} cannot be read ({type(e).__name__}: {e})".replace("\n", " ")) from e
     return _voltages(x, head.sig_name, head.units, head.fs, stem)
 
-# %% ../../nbs/data/04_cohorts.ipynb #5bc98ca0
-_READERS = {".h5": "read_hdf5", ".mat": "read_cpsc"}     # functions of peace_nb.data.more_cohorts
+# %% ../../nbs/data/04_cohorts.ipynb #91508f55
+_READERS = {".h5": "read_hdf5", ".mat": "read_cpsc", ".csv": "read_microvolts"}     # functions of peace_nb.data.more_cohorts
 
 def _read_row(cohort: Cohort, record_id: str): # (signal (C, T) mV, names, fs)
     "The channels of one row of the table, by whichever reader its path asks for."
@@ -391,9 +391,9 @@ def _load_mimic(root: Path, patients=None):
     spoken = pd.Series([[x for x in row if isinstance(x, str)] for row in lines.to_numpy(object)], index=table.index.astype(str), dtype=object)
     return table, *labels_from_report(spoken)
 
-# %% ../../nbs/data/04_cohorts.ipynb #1df8d537
+# %% ../../nbs/data/04_cohorts.ipynb #b206e220
 COHORTS = {"mimic-iv-ecg": _load_mimic, "ptb-xl": _load_ptbxl, "zzu-pecg": _load_zzu}
-_ELSEWHERE = {"cinc": "more_cohorts", "cpsc2018": "more_cohorts", "ptb": "more_cohorts", "sph": "more_cohorts",
+_ELSEWHERE = {"cinc": "more_cohorts", "cpsc2018": "more_cohorts", "ptb": "more_cohorts", "sph": "more_cohorts", "chapman": "more_cohorts",
               "ludb": "marked_cohorts", "leipzig": "marked_cohorts"}     # name -> module of peace_nb.data
 
 def cohort_names() -> tuple: # of str
