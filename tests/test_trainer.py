@@ -131,6 +131,17 @@ def test_validation_labels_reach_nothing_but_the_choice(store_path, tmp_path):
     assert all((ends[0][k] == ends[1][k]).all() for k in ends[0])
 
 
+def test_scores_before_any_label_was_read_choose_nothing(store_path, tmp_path, monkeypatch):
+    "ST-MEM paints for four of six epochs: meanwhile its score is chance, however high, and must neither be kept nor spend patience"
+    _, data = build(store_path)
+    method = build_method("ST-MEM", tuple(SignalStore.open(store_path).labels.columns), encoder="tiny", reconstruct=4 / 6, seconds=5.0)
+    scores = iter([0.5, 0.99, 0.6, 0.5, 0.4, 0.55, 0.7])     # before training, then after each epoch
+    import peace_nb.training.trainer as trainer
+    monkeypatch.setattr(trainer, "macro_auroc", lambda truth, s: (next(scores), np.full(truth.shape[1], 0.5)))
+    result = train(method, data["train"], data["val"], TrainConfig(epochs=6, batch_size=16, patience=2, seed=1), tmp_path / "run", progress=False)
+    assert result.best_epoch == 6 and not result.stopped_early and method.labels_from == 4 / 6 and method.adapting(method.labels[:2]).labels_from == 0
+
+
 @pytest.fixture
 def checkpoint(store_path, tmp_path):
     method, data = build(store_path)

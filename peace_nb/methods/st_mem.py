@@ -124,7 +124,12 @@ class STMEM(LinearHead):
         self.decoder = (PatchDecoder(encoder.d, decoder_width or 256, decoder_depth) if isinstance(encoder, STMEMViT)
                         else TokenDecoder(encoder.d, decoder_width or 64))
 
-# %% ../../nbs/methods/26_st_mem.ipynb #b02418fc
+# %% ../../nbs/methods/26_st_mem.ipynb #77a3e027
+@patch(as_prop=True)
+def labels_from(self: STMEM) -> float:
+    "Share of the training before which no label is looked at."
+    return self.reconstruct
+
 @patch
 def paint(
     self: STMEM,
