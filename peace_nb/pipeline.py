@@ -56,6 +56,7 @@ STAGES = {
     "table-10": Stage("69_table_10_attention", ("attention_records", "attention_steps", "attention_control", "batch_size", "bootstrap", "clip", "cohort_seed", "learning_rate", "precision", "sim2real_epochs", "warmup", "weight_decay"), (*_all, "evaluation")),
     "table-11": Stage("6a_table_11_ages", TABLE, _read),
     "table-13": Stage("6b_table_13_age_aware", (*TABLE, "sim2real_methods"), (*_all, "evaluation")),
+    "table-14": Stage("6c_table_14_schedule", TABLE, _read),
     "figure-1": Stage("70_figure_1_framework", (), ("data", "evaluation")),
     "figure-2": Stage("71_figure_2_training", ("methods", "seeds", "seeds_of"), ("evaluation",)),
     "figure-3": Stage("72_figure_3_labels", TABLE, _read),
@@ -227,7 +228,7 @@ def run_step(stage:str, profile:str, **params) -> dict:
 # %% ../nbs/80_pipeline.ipynb #fed715c1
 def left_out(p:Profile) -> set[str]:
     "Stages that a profile does not ask for: a size of 0 leaves them out."
-    return {stage for stage, size in {"cohort-extra": p.extra_test_patients, "cost": p.cost_steps, "table-9": p.rotations}.items() if not size}
+    return {stage for stage, size in {"cohort-extra": p.extra_test_patients, "cost": p.cost_steps, "table-9": p.rotations, "table-14": sum(m.endswith("+long") for m in p.methods)}.items() if not size}
 
 def step_names(profile:str) -> list[str]:
     "The names of all steps of a profile's paper."
