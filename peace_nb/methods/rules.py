@@ -84,7 +84,7 @@ AVB23  | 2 | pause         | > | .50  | .50            | .20  | a beat is droppe
 # %% ../../nbs/methods/29_rules.ipynb #70a764a0
 _CONDUCTION = """
 WPW    | 1 | pr_ms         | < | 120  | pr_ms:2        | 40   | short PR (AHA/ACCF/HRS 2009); P runs into the delta wave, hence the spread
-WPW    | 1 | qrs_ms        | > | 110  | qrs_ms:90      | 15   | broad QRS (AHA/ACCF/HRS 2009)
+WPW    | 1 | qrs_ms        | > | 110  | qrs_ms:90      | 15   | broadened QRS (our reading: 10 ms before the 120 ms of AHA/ACCF/HRS 2009)
 WPW    | 1 | slur          | > | .30  | .30            | .10  | delta wave: a slow beginning (our reading)
 WPW    | 1 | strain        | > | .05  | .05            | .06  | ST and T against QRS (AHA/ACCF/HRS 2009)
 LBBB   | 1 | qrs_ms        | > | 120  | block_qrs      | 8    | QRS 120 ms and more; children 90 to 100 (AHA/ACCF/HRS 2009)
