@@ -948,6 +948,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                  'peace_nb/evaluation/metrics.py')},
             'peace_nb.evaluation.reference': { 'peace_nb.evaluation.reference.Outcome': ( 'evaluation/reference.html#outcome',
                                                                                           'peace_nb/evaluation/reference.py'),
+                                               'peace_nb.evaluation.reference._bare': ( 'evaluation/reference.html#_bare',
+                                                                                        'peace_nb/evaluation/reference.py'),
                                                'peace_nb.evaluation.reference._compare_all': ( 'evaluation/reference.html#_compare_all',
                                                                                                'peace_nb/evaluation/reference.py'),
                                                'peace_nb.evaluation.reference._count': ( 'evaluation/reference.html#_count',

@@ -31,7 +31,7 @@ class Stage:
     settings: tuple[str, ...]        # keys of the profile it reads
     library: tuple[str, ...]         # folders of peace_nb its results come from
 
-# %% ../nbs/80_pipeline.ipynb #7a8083f4
+# %% ../nbs/80_pipeline.ipynb #351fcaef
 _cohort = lambda *own: Stage("50_cohorts", ("cohort_seed", "label_noise", *SIGNAL, *own), ("data",))
 _all, _read = ("data", "models", "methods", "training"), ("data", "training", "evaluation")
 STAGES = {
@@ -49,7 +49,7 @@ STAGES = {
     "table-3": Stage("62_table_3_sim2real", ("sim2real_methods", "sim2real_least"), ("data", "evaluation")),
     "table-4": Stage("63_table_4_ablation", TABLE, _read),
     "table-5": Stage("64_table_5_statistics", TABLE, _read),
-    "cost": Stage("65_table_6_cost", ("methods", "encoder", "text_model", "precision", "batch_size", "cost_steps", *SIGNAL), ("data", "models", "methods", "training")),
+    "cost": Stage("65_table_6_cost", ("methods", "encoder", "text_model", "precision", "batch_size", "weight_decay", "clip", "cost_steps", *SIGNAL), ("data", "models", "methods", "training")),
     "table-7": Stage("66_table_7_claims", TABLE, _read),
     "table-8": Stage("67_table_8_leads", TABLE, _read),
     "table-9": Stage("68_table_9_pretraining", (*TRAIN, "learning_rate", "finetune_batch_size", "finetune_learning_rate", "sim2real_methods", "rotations", "rotation_epochs", "seeds", "bootstrap", "cohort_seed"), (*_all, "evaluation")),
@@ -225,7 +225,7 @@ def run_step(stage:str, profile:str, **params) -> dict:
     print(f"{datetime.now():%H:%M:%S}  {name}: {entry['seconds']:.0f} s, {entry['peak_memory_mb']} MB", flush=True)
     return entry
 
-# %% ../nbs/80_pipeline.ipynb #fed715c1
+# %% ../nbs/80_pipeline.ipynb #64bc9c89
 def left_out(p:Profile) -> set[str]:
     "Stages that a profile does not ask for: a size of 0 leaves them out."
     return {stage for stage, size in {"cohort-extra": p.extra_test_patients, "cost": p.cost_steps, "table-9": p.rotations, "table-14": sum(m.endswith("+long") for m in p.methods)}.items() if not size}

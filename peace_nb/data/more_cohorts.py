@@ -37,16 +37,17 @@ def _names(dx: str) -> str:
     known, more = load_dx_mapping()["dx_name"], VOCABULARIES["snomed"]["description"]     # five concepts stand in no list of the challenges
     return "; ".join(known.get(c) or more.get(c, c) for c in str(dx).split(",") if c)
 
-# %% ../../nbs/data/04b_more_cohorts.ipynb #79ae1b6e
+# %% ../../nbs/data/04b_more_cohorts.ipynb #bfd0e191
 def _honest(path: Path) -> bool | None: # None where the record cannot be judged
     "Do a record's checksums fit its samples in at least one lead, or is even the first sample not the one announced?"
-    try:
-        x, head = read_record(path, check=False)[0], read_header(path)
-        sums, firsts = (np.array(getattr(head, k), float) for k in ("checksum", "init_value"))     # a header need not give them: NaN
-        digital = np.rint(np.nan_to_num(x, nan=-32768 / head.adc_gain[0]) * np.array(head.adc_gain)[:, None] + np.array(head.baseline)[:, None]).astype(np.int64)
-        fits = (digital.sum(-1) - sums) % 65536 == 0
-        return None if np.isnan(sums).all() else bool(fits.any() or (digital[:, 0] != firsts).any())
-    except (RecordError, ValueError, TypeError, AttributeError): return None     # no such record, other channels than named, several segments
+    try: x, head = read_record(path, check=False)[0], read_header(path)
+    except RecordError: return None
+    told = [getattr(head, k, None) for k in ("adc_gain", "baseline", "checksum", "init_value")]
+    if any(v is None or len(v) != len(x) for v in told): return None            # several segments, or other channels than named
+    gain, zero, sums, firsts = (np.array(v, float)[:, None] for v in told)      # a header need not give the last two: NaN
+    digital = np.rint(np.nan_to_num(x, nan=-32768 / gain[0, 0]) * gain + zero).astype(np.int64)
+    fits = (digital.sum(-1, keepdims=True) - sums) % 65536 == 0
+    return None if np.isnan(sums).all() else bool(fits.any() or (digital[:, :1] != firsts).any())
 
 def _doubtful(root: Path, table: pd.DataFrame, most: int = 5) -> list: # of sources
     "Sources whose checksums are wrong throughout."
