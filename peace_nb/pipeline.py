@@ -31,7 +31,7 @@ class Stage:
     settings: tuple[str, ...]        # keys of the profile it reads
     library: tuple[str, ...]         # folders of peace_nb its results come from
 
-# %% ../nbs/80_pipeline.ipynb #7a8083f4
+# %% ../nbs/80_pipeline.ipynb #c7e5b5bd
 _cohort = lambda *own: Stage("50_cohorts", ("cohort_seed", "label_noise", *SIGNAL, *own), ("data",))
 _all, _read = ("data", "models", "methods", "training"), ("data", "training", "evaluation")
 STAGES = {
@@ -49,7 +49,7 @@ STAGES = {
     "table-3": Stage("62_table_3_sim2real", ("sim2real_methods", "sim2real_least"), ("data", "evaluation")),
     "table-4": Stage("63_table_4_ablation", TABLE, _read),
     "table-5": Stage("64_table_5_statistics", TABLE, _read),
-    "cost": Stage("65_table_6_cost", ("methods", "encoder", "text_model", "precision", "batch_size", "cost_steps", *SIGNAL), ("data", "models", "methods", "training")),
+    "cost": Stage("65_table_6_cost", ("methods", "encoder", "text_model", "precision", "batch_size", "weight_decay", "clip", "cost_steps", *SIGNAL), ("data", "models", "methods", "training")),
     "table-7": Stage("66_table_7_claims", TABLE, _read),
     "table-8": Stage("67_table_8_leads", TABLE, _read),
     "table-9": Stage("68_table_9_pretraining", (*TRAIN, "learning_rate", "finetune_batch_size", "finetune_learning_rate", "sim2real_methods", "rotations", "rotation_epochs", "seeds", "bootstrap", "cohort_seed"), (*_all, "evaluation")),
@@ -57,6 +57,7 @@ STAGES = {
     "table-11": Stage("6a_table_11_ages", TABLE, _read),
     "table-13": Stage("6b_table_13_age_aware", (*TABLE, "sim2real_methods"), (*_all, "evaluation")),
     "table-14": Stage("6c_table_14_schedule", TABLE, _read),
+    "table-15": Stage("6d_table_15_alignment", (*TABLE, *TRAIN, "finetune_batch_size", "finetune_learning_rate", "finetune_epochs", "extra_test_patients", "alignment_strengths"), (*_all, "evaluation")),
     "figure-1": Stage("70_figure_1_framework", (), ("data", "evaluation")),
     "figure-2": Stage("71_figure_2_training", ("methods", "seeds", "seeds_of"), ("evaluation",)),
     "figure-3": Stage("72_figure_3_labels", TABLE, _read),
@@ -225,10 +226,12 @@ def run_step(stage:str, profile:str, **params) -> dict:
     print(f"{datetime.now():%H:%M:%S}  {name}: {entry['seconds']:.0f} s, {entry['peak_memory_mb']} MB", flush=True)
     return entry
 
-# %% ../nbs/80_pipeline.ipynb #fed715c1
+# %% ../nbs/80_pipeline.ipynb #c55fb64f
 def left_out(p:Profile) -> set[str]:
     "Stages that a profile does not ask for: a size of 0 leaves them out."
-    return {stage for stage, size in {"cohort-extra": p.extra_test_patients, "cost": p.cost_steps, "table-9": p.rotations, "table-14": sum(m.endswith("+long") for m in p.methods)}.items() if not size}
+    aligned = {"DANN", "MMD"} & set(p.methods) if "ECG-only" in p.methods else ()
+    sizes = {"cohort-extra": p.extra_test_patients, "cost": p.cost_steps, "table-9": p.rotations, "table-14": sum(m.endswith("+long") for m in p.methods), "table-15": len(p.alignment_strengths) * len(aligned)}
+    return {stage for stage, size in sizes.items() if not size}
 
 def step_names(profile:str) -> list[str]:
     "The names of all steps of a profile's paper."

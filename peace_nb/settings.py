@@ -15,7 +15,7 @@ from pathlib import Path
 class PeaceError(ValueError):
     "A fault a user can mend: its message is one sentence that names the file, key or record."
 
-# %% ../nbs/00_settings.ipynb #8cb0fa0e
+# %% ../nbs/00_settings.ipynb #2634de14
 @dataclass(frozen=True)
 class Profile:
     "One section of `settings.ini`, typed. Sizes are counts of simulated *patients*; a cohort with a real root takes its size from the data."
@@ -63,6 +63,7 @@ class Profile:
     attention_control: int           # simulated adults on which the label-shuffled control network is trained
     frame_children: int              # simulated children on which the adult's frame of reference is chosen
     cost_steps: int                  # training updates that the cost table times; 0: table left out
+    alignment_strengths: tuple[float, ...] # of DANN's and MMD's pull, adapted beside the published 1; none: table left out
     bootstrap: int                   # patient-level resamples for an interval
     sim2real_methods: tuple[str, ...] # methods of Table 3; the first is the one shown label by label
     rotations: int                   # turns of the folds in which training from scratch meets pretraining on simulation; 0: table left out
@@ -83,7 +84,7 @@ def _parse(text:str, kind, where:str):
         wanted = f"a list of {many[0].__name__}" if many else kind.__name__
         raise PeaceError(f"{where} is {text!r}, but it must be {wanted}.") from None
 
-# %% ../nbs/00_settings.ipynb #dbe87bed
+# %% ../nbs/00_settings.ipynb #2d5fa1cd
 CHOICES = {"lsbc_weighting": {"plain", "count"}, "precision": {"no", "auto", "fp16", "bf16"},
            "encoder": {"tiny", "small", "base", "paper"}, "child_filter": {"none", "twelve-leads", "paper"}}
 _RUN = r"[\w.-]+(@[\w.-]+)?(\+[\w-]+)?"   # name[@encoder][+variant]
@@ -107,6 +108,8 @@ def _check(p:Profile, where:str):
         if not re.fullmatch(_RUN + r":[1-9]\d*", v): raise PeaceError(f"{where}: seeds_of has {v!r}, but it must be a method and a number of seeds, for example PEACE:5.")
     for v in p.methods:
         if not re.fullmatch(_RUN, v): raise PeaceError(f"{where}: methods has {v!r}, but it must be a name, with @encoder and +variant where wanted, for example MERL@resnet18.")
+    for v in p.alignment_strengths:
+        if not 0 <= v < 1: raise PeaceError(f"{where}: alignment_strengths has {v:g}, but it must be 0 or more and less than the published 1.")
     if not p.methods: raise PeaceError(f"{where}: methods is empty, but at least one is needed.")
     if not p.seeds: raise PeaceError(f"{where}: seeds is empty, but at least one is needed.")
     if not p.sim2real_methods: raise PeaceError(f"{where}: sim2real_methods is empty, but at least one is needed.")
