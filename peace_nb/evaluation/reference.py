@@ -144,15 +144,15 @@ def _others(a: dict, b: dict, skip=()) -> dict:
     plain = lambda v: json.loads(json.dumps(v, default=str))
     return {k: (a.get(k), b.get(k)) for k in sorted(set(a) | set(b)) if k not in skip and plain(a.get(k)) != plain(b.get(k))}
 
-# %% ../../nbs/evaluation/47_reference.ipynb #a22f6ab7
+# %% ../../nbs/evaluation/47_reference.ipynb #3888279d
 def _bare(table: pd.DataFrame) -> bool: return table.empty or len(table.columns) == 1
 
 def _compare_all(build: Path, folder: Path, absent: list) -> tuple:
     "Numbers, tables, largest difference, differences and what was left out, over all tables of a reference"
     numbers, tables, closest, differs, left = 0, 0, 0.0, [], []
     for place in sorted(folder.glob("*.csv"), key=lambda f: (f.stem.endswith("_note"), f.name)):      # notes last
-        if place.stem.endswith("_note") and any(l.startswith(place.stem.removesuffix("note")) for l in left): left.append(f"{place.stem} (speaks of those too)"); continue
         if absent and (place.name.startswith(FAMILY) or place.stem.endswith("_note")): left.append(f"{place.stem} (needs the same methods)"); continue
+        if place.stem.endswith("_note") and any(l.startswith(place.stem.removesuffix("note")) for l in left): left.append(f"{place.stem} (speaks of those too)"); continue
         if not (build / "tables" / place.name).is_file(): differs.append((place.stem, "", "", "a table", "no such table")); continue
         there, here = _read(place), _read(build / "tables" / place.name)
         if place.stem in REAL and _bare(there) != _bare(here): left.append(f"{place.stem} (real samples on one side only)"); continue
