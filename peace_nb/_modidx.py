@@ -1065,8 +1065,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                             'peace_nb.evaluation.tables.save_figure': ( 'evaluation/tables.html#save_figure',
                                                                                         'peace_nb/evaluation/tables.py'),
                                             'peace_nb.evaluation.tables.save_table': ( 'evaluation/tables.html#save_table',
-                                                                                       'peace_nb/evaluation/tables.py'),
-                                            'peace_nb.evaluation.tables.wrap_notes': ( 'evaluation/tables.html#wrap_notes',
                                                                                        'peace_nb/evaluation/tables.py')},
             'peace_nb.files': { 'peace_nb.files.file_digest': ('files.html#file_digest', 'peace_nb/files.py'),
                                 'peace_nb.files.frame_bytes': ('files.html#frame_bytes', 'peace_nb/files.py'),
