@@ -63,7 +63,7 @@ class Profile:
     attention_control: int           # simulated adults on which the label-shuffled control network is trained
     frame_children: int              # simulated children on which the adult's frame of reference is chosen
     cost_steps: int                  # training updates that the cost table times; 0: table left out
-    alignment_strengths: tuple[float, ...] # of DANN's and MMD's pull, adapted beside the published 1; none: table left out
+    alignment_strengths: tuple[float, ...] # of DANN's and MMD's pull, adapted beside the 1 of Table 2; none: table left out
     bootstrap: int                   # patient-level resamples for an interval
     sim2real_methods: tuple[str, ...] # methods of Table 3; the first is the one shown label by label
     rotations: int                   # turns of the folds in which training from scratch meets pretraining on simulation; 0: table left out
@@ -109,7 +109,7 @@ def _check(p:Profile, where:str):
     for v in p.methods:
         if not re.fullmatch(_RUN, v): raise PeaceError(f"{where}: methods has {v!r}, but it must be a name, with @encoder and +variant where wanted, for example MERL@resnet18.")
     for v in p.alignment_strengths:
-        if not 0 <= v < 1: raise PeaceError(f"{where}: alignment_strengths has {v:g}, but it must be 0 or more and less than the published 1.")
+        if not 0 <= v < 1: raise PeaceError(f"{where}: alignment_strengths has {v:g}, but it must be 0 or more and less than 1, which Table 2 has.")
     if not p.methods: raise PeaceError(f"{where}: methods is empty, but at least one is needed.")
     if not p.seeds: raise PeaceError(f"{where}: seeds is empty, but at least one is needed.")
     if not p.sim2real_methods: raise PeaceError(f"{where}: sim2real_methods is empty, but at least one is needed.")

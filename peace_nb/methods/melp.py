@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['few_tokens', 'Collector', 'beat_similarity', 'beat_loss', 'ReportDecoder', 'caption_loss', 'MELP']
 
-# %% ../../nbs/methods/27_melp.ipynb #d5265f81
+# %% ../../nbs/methods/27_melp.ipynb #f9a2b3e9
 from contextlib import nullcontext
 
 import torch
@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import torch.nn.functional as F
 from fastcore.basics import patch
 
-from .merl import AlignedHead, PromptScorer, clip_loss, label_prompts, reports_of
+from .merl import AlignedHead, PromptScorer, RootScale, clip_loss, label_prompts, reports_of
 from .protocol import register_method
 from .reports import END, PAD, START
 from ..settings import PeaceError
@@ -115,7 +115,7 @@ def caption_loss(
     scores = decoder.out(decoder.states(words[:, :-1], ecg)[asked])
     return F.cross_entropy(scores.float(), words[:, 1:][asked])
 
-# %% ../../nbs/methods/27_melp.ipynb #835c5386
+# %% ../../nbs/methods/27_melp.ipynb #74d2ce63
 class MELP(PromptScorer):
     "Alignment of ECG and report at the level of words, beats and rhythm; a `Method`."
     name = "MELP"
@@ -143,8 +143,8 @@ class MELP(PromptScorer):
         self.start, self.weights, dim = start, dict(clip=clip, caption=caption, beat=beat), prompts.shape[-1]
         self.pool, self.out = Collector(encoder.d, d_align, beats), nn.Linear(d_align, d_align, bias=False)
         self.start_centre(d_align)
-        self.read = nn.Sequential(nn.Linear(dim, d_align), nn.GELU(), nn.Linear(d_align, d_align))
-        self.read_sentence = nn.Linear(dim, d_align)
+        self.read = nn.Sequential(RootScale(), nn.Linear(dim, d_align), nn.GELU(), nn.Linear(d_align, d_align))
+        self.read_sentence = nn.Sequential(RootScale(), nn.Linear(dim, d_align))
         self.look, self.decoder = Collector(encoder.d, width, looks), ReportDecoder(vocabulary, width, depth, length=length)
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['choose_hidden', 'normalised', 'reconstruction_loss', 'PatchDecoder', 'hide_samples', 'TokenDecoder', 'STMEM']
 
-# %% ../../nbs/methods/26_st_mem.ipynb #478bc887
+# %% ../../nbs/methods/26_st_mem.ipynb #1376d709
 import torch
 from torch import nn
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from fastcore.basics import patch
 
 from .protocol import LinearHead, register_method
 from ..models.label_query import masked_bce
-from ..models.published import PATCH, PATCH_FS, STMEMViT, time_code, to_patches, vit_layer
+from ..models.published import PATCH, PATCH_FS, STMEMViT, glorot, time_code, to_patches, vit_layer
 from ..settings import PeaceError
 
 # %% ../../nbs/methods/26_st_mem.ipynb #71d64ec2
@@ -47,7 +47,7 @@ def reconstruction_loss(
     each = ((painted.float() - normalised(patches.float())) ** 2).mean(-1)
     return (each * counted).sum() / counted.sum().clamp(min=1)
 
-# %% ../../nbs/methods/26_st_mem.ipynb #faeae808
+# %% ../../nbs/methods/26_st_mem.ipynb #02d7d2e6
 class PatchDecoder(nn.Module):
     "The decoder of the publication: a small transformer, lead by lead."
     def __init__(
@@ -60,6 +60,7 @@ class PatchDecoder(nn.Module):
         self.enter, self.hidden = nn.Linear(d, width), nn.Parameter(0.02 * torch.randn(width))
         self.layers = nn.ModuleList(vit_layer(width, max(1, width // 64)) for _ in range(depth))
         self.norm, self.out = nn.LayerNorm(width), nn.Linear(width, PATCH)
+        glorot(self)
 
     def forward(self, x: torch.Tensor, keep: torch.Tensor, n: int) -> torch.Tensor:
         "Visible tokens and separators (B, 12, k + 2, d), their places (B, 12, k) → patches (B, 12, n, 75)."

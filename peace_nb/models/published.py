@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PATCH', 'PATCH_FS', 'PublishedEncoder', 'as_published', 'PlainBlock', 'ConvEncoder', 'scaled', 'resnet18', 'xstem',
-           'xresnet1d101', 'to_patches', 'time_code', 'STMEMViT', 'vit_layer', 'st_mem_vit_b', 'Wav2Vec2CMSC',
-           'start_like_bert', 'wav2vec2_cmsc']
+           'xresnet1d101', 'to_patches', 'time_code', 'STMEMViT', 'vit_layer', 'glorot', 'st_mem_vit_b', 'Wav2Vec2CMSC',
+           'wav2vec2_cmsc']
 
 # %% ../../nbs/models/10b_published_encoders.ipynb #3a4de8e4
 import math
@@ -149,7 +149,7 @@ def time_code(
     angle = torch.arange(n, device=device)[:, None] * rates
     return torch.cat([angle.sin(), angle.cos()], 1)
 
-# %% ../../nbs/models/10b_published_encoders.ipynb #767ab5e5
+# %% ../../nbs/models/10b_published_encoders.ipynb #c802ef84
 class STMEMViT(PublishedEncoder):
     "A vision transformer over patches of one lead and 0.3 seconds; a token is the mean over leads of one moment."
     def __init__(
@@ -166,13 +166,16 @@ class STMEMViT(PublishedEncoder):
         self.lead, self.separator = nn.Parameter(0.02 * torch.randn(12, d)), nn.Parameter(0.02 * torch.randn(d))
         self.layers = nn.ModuleList(vit_layer(d, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(d)
+        glorot(self)
 
 def vit_layer(d: int, heads: int) -> nn.TransformerEncoderLayer:
-    "One layer of a vision transformer, linear maps started by Glorot's rule, biases at zero."
-    layer = nn.TransformerEncoderLayer(d, heads, 4 * d, dropout=0.0, activation="gelu", batch_first=True, norm_first=True)
-    for m in (layer.linear1, layer.linear2, layer.self_attn.out_proj):
-        nn.init.xavier_uniform_(m.weight); nn.init.zeros_(m.bias)
-    return layer
+    "One layer of a vision transformer."
+    return nn.TransformerEncoderLayer(d, heads, 4 * d, dropout=0.0, activation="gelu", batch_first=True, norm_first=True)
+
+def glorot(module: nn.Module):
+    "Start all linear maps by Glorot's rule, biases at zero, as ST-MEM does (attention's first map does so by itself)."
+    for m in module.modules():
+        if isinstance(m, nn.Linear): nn.init.xavier_uniform_(m.weight); nn.init.zeros_(m.bias)
 
 # %% ../../nbs/models/10b_published_encoders.ipynb #63041a8f
 @patch
@@ -218,7 +221,7 @@ def st_mem_vit_b(width=1.0, norm="batch", zero_init=True, lead_dropout=0.0, dept
     as_published("st-mem-vit-b", norm)
     return STMEMViT(max(1, round(12 * width)), depth, seconds, lead_dropout)
 
-# %% ../../nbs/models/10b_published_encoders.ipynb #8273f258
+# %% ../../nbs/models/10b_published_encoders.ipynb #e8331cda
 class Wav2Vec2CMSC(PublishedEncoder):
     "Four convolutions of stride 2, then a transformer in the manner of wav2vec 2.0."
     def __init__(
@@ -238,18 +241,22 @@ class Wav2Vec2CMSC(PublishedEncoder):
         layers = [nn.Conv1d(12, c, 2, 2, bias=False), nn.GroupNorm(c, c), nn.GELU()]
         for _ in range(3): layers += [nn.Conv1d(c, c, 2, 2, bias=False), nn.GELU()]
         self.stem, self.project, self.transformer = nn.Sequential(*layers), Wav2Vec2FeatureProjection(cfg), Wav2Vec2Encoder(cfg)
-        start_like_bert(self.project); start_like_bert(self.transformer.layers)
+        self.start()
 
     def tokens(self, signals: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         x, _ = self.project(self.stem(signals).transpose(1, 2))
         return self.transformer(x).last_hidden_state
 
-# %% ../../nbs/models/10b_published_encoders.ipynb #c2f53fcf
-def start_like_bert(
-    module: nn.Module,  # changed in place
-):
-    "Linear maps from a normal distribution of width 0.02, biases at zero."
-    for m in module.modules():
+# %% ../../nbs/models/10b_published_encoders.ipynb #60c43240
+@patch
+def start(self: Wav2Vec2CMSC):
+    "Weights before training, as in `fairseq-signals`."
+    place = self.transformer.pos_conv_embed.conv
+    for m in self.stem:
+        if isinstance(m, nn.Conv1d): nn.init.kaiming_normal_(m.weight)
+    place.weight = nn.init.normal_(torch.empty_like(place.weight), std=2 / math.sqrt(place.kernel_size[0] * self.d))
+    nn.init.zeros_(place.bias)
+    for m in self.transformer.layers.modules():
         if isinstance(m, nn.Linear): nn.init.normal_(m.weight, std=0.02); nn.init.zeros_(m.bias)
 
 @register_encoder("wav2vec2-cmsc")

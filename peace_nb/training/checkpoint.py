@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'write_tensors', 'read_tensors', 'tensor_hash', 'as_batch', 'loader', 'predict_logits', 'Model',
            'load_weights', 'versions', 'save_model', 'check_labels', 'read_facts', 'load_model', 'predict_signals',
-           'predict_store', 'write_predictions', 'read_predictions']
+           'predict_store', 'predict_parts', 'write_predictions', 'read_predictions']
 
 # %% ../../nbs/training/30b_checkpoint.ipynb #21395e30
 import hashlib, importlib.metadata, json
@@ -230,6 +230,19 @@ def predict_store(
     ids, patients = store.table.index.to_numpy()[rows], store.table["patient_id"].to_numpy()[rows]
     return pd.DataFrame({"record_id": np.repeat(ids, len(shown)), "patient_id": np.repeat(patients, len(shown)), "label": np.tile(shown, len(rows)),
                          "score": scores.reshape(-1), "truth": truth.reshape(-1)})
+
+# %% ../../nbs/training/30b_checkpoint.ipynb #e5916ebf
+def predict_parts(
+    model: Model,
+    store,                      # a `SignalStore` prepared with the model's spec
+    split: pd.Series,           # of each record of the store, in its order: "train", "val", "test"
+    parts: tuple=("val", "test"),
+) -> pd.DataFrame:              # as `predict_store`, with the column part; a part without records has no rows
+    "Probabilities and truths of the validation and test records"
+    if len(split) != len(store): raise PeaceError(f"the split has {len(split)} records and {store.path} has {len(store)}.")
+    rows = {part: np.flatnonzero((split == part).to_numpy()) for part in parts}
+    if not any(map(len, rows.values())): raise PeaceError(f"{store.path}: no record is in the parts {', '.join(parts)}.")
+    return pd.concat([predict_store(model, store, r).assign(part=part) for part, r in rows.items() if len(r)])
 
 # %% ../../nbs/training/30b_checkpoint.ipynb #28276000
 COLUMNS = ("record_id", "patient_id", "label", "score", "truth")
