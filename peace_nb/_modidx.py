@@ -860,6 +860,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'peace_nb/evaluation/age.py')},
             'peace_nb.evaluation.explain': { 'peace_nb.evaluation.explain.Evidence': ( 'evaluation/explain.html#evidence',
                                                                                        'peace_nb/evaluation/explain.py'),
+                                             'peace_nb.evaluation.explain._age': ( 'evaluation/explain.html#_age',
+                                                                                   'peace_nb/evaluation/explain.py'),
                                              'peace_nb.evaluation.explain._name': ( 'evaluation/explain.html#_name',
                                                                                     'peace_nb/evaluation/explain.py'),
                                              'peace_nb.evaluation.explain._paper': ( 'evaluation/explain.html#_paper',

@@ -119,7 +119,7 @@ def test_plots_with_absent_leads():
     x, maps, mask = np.random.default_rng(0).normal(0, .2, (12, 1000)), np.random.default_rng(1).random((12, 1000)), np.ones(12, bool)
     mask[[7, 9, 11]] = False
     fig = plot_attribution(x, 100, maps, mask=mask)
-    assert len(fig.axes[0].images) == 13
+    assert len(fig.axes[0].images) == 10
     fig2, ax = plt.subplots(); draw_attribution(ax, x, 100, {"a": maps, "b": maps[:1]}, mask)
     assert len(ax.images) == 9 + 2
     plt.close("all")
@@ -132,3 +132,43 @@ def test_ludb_marks_become_windows():
     width = (waves["end"] - waves["start"]).groupby(waves["wave"]).median()
     assert 0 <= first < last <= 10 and set(waves["wave"]) == {"P", "QRS", "T"} and 0.05 < width["QRS"] < 0.2 and width["T"] > width["QRS"]
     assert len(window_spans(waves, "ST-T")) > 3
+
+
+@pytest.mark.parametrize("seconds, shown", [(12, {}), (30, {}), (10, {"seconds": 5})])
+def test_a_sheet_shows_as_much_of_the_map_as_of_the_trace(seconds, shown):
+    x = np.random.default_rng(0).normal(size=(12, 100 * seconds))
+    fig = plot_attribution(x, 100, np.full((1, 100 * seconds), 1 / (100 * seconds)), **shown)
+    assert len(fig.axes[0].images) == 13
+    plt.close(fig)
+
+
+def test_what_was_not_recorded_is_not_shaded():
+    x, mask = np.random.default_rng(0).normal(size=(12, 1000)), np.ones(12, bool)
+    mask[[1, 7, 9]] = False
+    fig = plot_attribution(x, 100, np.full((1, 1000), .001), mask=mask)
+    assert len(fig.axes[0].images) == 10                                                    # nine leads and the strip of another lead
+    plt.close(fig)
+    fig, ax = plt.subplots()
+    draw_attribution(ax, np.where(mask[:, None], x, 0), 100, {"a": np.full((1, 1000), .001)}, mask=mask)
+    names = [t.get_text() for t in ax.texts]
+    assert names.count("I") == 2 and "II" not in names, "the strip takes a lead that was recorded"
+    plt.close(fig)
+
+
+def test_the_score_that_is_explained_is_the_one_at_that_age(batch):
+    texts = torch.randn(len(LABELS), 3, 16, generator=torch.Generator().manual_seed(0))
+    net = build_method("PEACE-age", LABELS, encoder="tiny", seed=0, embeddings=texts)
+    for p in net.film.parameters(): torch.nn.init.normal_(p, std=.5)
+    net.film.seen.copy_(torch.tensor([0., 90.]))
+    net.eval()
+    young, unknown = (attributions(net, *batch, "STACH", steps=2, age_years=a) for a in (torch.full((3,), .5), None))
+    assert all(not torch.allclose(young[m], unknown[m]) for m in ATTRIBUTIONS)
+    nobody = attributions(net, *batch, "STACH", steps=2, age_years=torch.full((3,), torch.nan))
+    assert all(torch.allclose(nobody[m], unknown[m], atol=1e-6) for m in ATTRIBUTIONS)
+
+
+def test_what_cannot_be_explained_is_told(net, batch):
+    x, mask = batch
+    hole = x.clone(); hole[0, 0, 5] = torch.nan
+    with pytest.raises(PeaceError, match="NaN"): attribution(net, hole, mask, "RVH")
+    with pytest.raises(PeaceError, match="Rules has no network"): attribution(build_method("Rules", LABELS), x, mask, "RVH")

@@ -32,7 +32,7 @@ def _recorded(x: np.ndarray, mask) -> np.ndarray: # (L,) bool
     if mask is not None: return np.asarray(mask, bool)
     return np.array([np.isfinite(v).any() and np.ptp(v[np.isfinite(v)]) > 0 for v in x])
 
-# %% ../../nbs/data/07_plots.ipynb #a742eb46
+# %% ../../nbs/data/07_plots.ipynb #1079ebd2
 def plot_ecg(
     signal: np.ndarray, # (12, T) millivolts
     fs: float, # sampling rate in Hz
@@ -54,6 +54,7 @@ def plot_ecg(
     x[[not here[l] for l in leads]] = np.nan
     gain = gain or _auto_gain(x)
     x = np.clip(x, -45 / gain, 45 / gain)
+    if rhythm is not None and rhythm not in here: raise PeaceError(f"there is no lead {rhythm!r} for the strip; choose one of {', '.join(leads)}.")
     if rhythm is not None and not here[rhythm]: rhythm = next((l for l in leads if here[l]), None)
     paper = ECGPlotter(speed=speed, voltage=gain, line_width=0.7, row_distance=30 / gain)
     fig = paper.plot((x.T, list(leads)), configuration=_layout(x.shape[1], rhythm), sampling_frequency=fs, show=False)

@@ -143,7 +143,7 @@ def local_rate(
     out.loc[out["effective"] < least, ["rate", "lo", "hi"]] = np.nan
     return out
 
-# %% ../../nbs/evaluation/43_age.ipynb #db222c40
+# %% ../../nbs/evaluation/43_age.ipynb #59a7fb3e
 def error_by_age(
     predictions,                 # of children's test records: a table, or seed → table
     people: pd.DataFrame,        # from `people_of`
@@ -159,6 +159,9 @@ def error_by_age(
     first = next(iter(panels.values()))
     if any(not q.records.equals(first.records) or q.labels != first.labels for q in panels.values()): raise PeaceError("the seeds' predictions are not of the same records and labels.")
     age = members(next(iter(seeds.values())), people, "age_days").loc[first.records].to_numpy(float)
+    strangers = sorted(({*(labels or ()), *([healthy] if healthy else ())}) - set(first.labels))
+    if strangers: raise PeaceError(f"the predictions have no label {', '.join(strangers)}.")
+    if set(panels) - set(cuts): raise PeaceError(f"there are no thresholds for seed {min(set(panels) - set(cuts))}.")
     well = np.ones(len(age), bool) if healthy is None else first.truth[:, first.labels.index(healthy)] == 1
     out = []
     for label in labels or first.labels:

@@ -133,13 +133,18 @@ def grad_cam_pp(
     alpha = torch.where(below.abs() > 1e-20, g2 / torch.where(below.abs() > 1e-20, below, torch.ones_like(below)), torch.zeros_like(g2))
     return ((alpha * gradients.relu()).sum(-1, keepdim=True) * features).sum(1).relu()
 
-# %% ../../nbs/evaluation/42_explain.ipynb #9ae459f1
+# %% ../../nbs/evaluation/42_explain.ipynb #260ac6d4
+def _age(net, age_years): # () or (age_years,)
+    "The ages, where they were given and the method reads them."
+    return (age_years,) if age_years is not None and getattr(net, "reads_age", False) else ()
+
 def features_and_gradients(
     net: nn.Module,  # with `.encoder` and `.predict`
     signals: torch.Tensor,  # (B, 12, T)
     mask: torch.Tensor | None,  # (B, 12)
     k: int,  # position of the label
     layer: nn.Module | None = None,  # whose output is looked at; the encoder's last block when None
+    age_years: torch.Tensor | None = None,  # (B,), for a method that reads the age
 ) -> tuple:  # features and gradients, both (B, C, N)
     "A layer's output, and the gradient of one label's score with respect to it."
     layer = layer or (net.encoder.blocks[-1] if hasattr(net.encoder, "blocks") else net.encoder)
@@ -149,24 +154,28 @@ def features_and_gradients(
         return caught[-1]
     hook = layer.register_forward_hook(catch)
     try:
-        with torch.enable_grad(): gradient, = torch.autograd.grad(net.predict(signals, mask)[:, k].sum(), caught[0])
+        with torch.enable_grad(): gradient, = torch.autograd.grad(net.predict(signals, mask, *_age(net, age_years))[:, k].sum(), caught[0])
     finally: hook.remove()
     as_map = lambda x: x.detach().squeeze(2) if x.ndim == 4 else x.detach().transpose(1, 2)
     return as_map(caught[0]), as_map(gradient)
 
-# %% ../../nbs/evaluation/42_explain.ipynb #d47ebb1b
+# %% ../../nbs/evaluation/42_explain.ipynb #115cfad0
 def label_attention(
     net: nn.Module,  # PEACE, or a method with its `lqn` and `enter`
     signals: torch.Tensor,  # (B, 12, T)
     mask: torch.Tensor | None,  # (B, 12)
     k: int,  # position of the label
+    age_years: torch.Tensor | None = None,  # (B,), for a method that reads the age
 ) -> torch.Tensor:  # (B, N), each row sums to 1
     "Attention of one label's query over the tokens, mean over heads. Raises `PeaceError` where a method has no label queries."
     if not hasattr(getattr(net, "lqn", None), "queries"): raise PeaceError(f"{getattr(net, 'name', 'this method')} has no label queries, and so no attention of a label.")
-    with torch.no_grad(): weights = net.lqn(net.enter(net.encoder(signals, mask)), return_attention=True)[1]
+    with torch.no_grad():
+        tokens = net.encoder(signals, mask)
+        for age in _age(net, age_years): tokens = tokens if net.film is None else net.film(tokens, age)
+        weights = net.lqn(net.enter(tokens), return_attention=True)[1]
     return weights.mean(1)[:, k]
 
-# %% ../../nbs/evaluation/42_explain.ipynb #ef0c97ec
+# %% ../../nbs/evaluation/42_explain.ipynb #756553fa
 def path_gradient(
     net: nn.Module,  # with `.predict`
     signals: torch.Tensor,  # (B, 12, T), normalised
@@ -174,13 +183,14 @@ def path_gradient(
     k: int,  # position of the label
     steps: int = 16,  # points on the way from the flat line
     batch_size: int = 64,  # signals in one pass
+    age_years: torch.Tensor | None = None,  # (B,), for a method that reads the age
 ) -> torch.Tensor:  # (B, 12, T)
     "The gradient of a label's score, averaged on the straight way from a flat line to the record."
     from captum.attr import IntegratedGradients
     mask = signals.new_ones(signals.shape[:2]) if mask is None else mask.to(signals.dtype)
     inputs = signals * mask[..., None]
     way = IntegratedGradients(net.predict, multiply_by_inputs=False)
-    found = way.attribute(inputs, 0 * inputs, target=k, additional_forward_args=(mask,), n_steps=steps, method="gausslegendre", internal_batch_size=max(batch_size, len(inputs)))
+    found = way.attribute(inputs, 0 * inputs, target=k, additional_forward_args=(mask, *_age(net, age_years)), n_steps=steps, method="gausslegendre", internal_batch_size=max(batch_size, len(inputs)))
     return found.detach().to(signals.dtype) * mask[..., None]
 
 # %% ../../nbs/evaluation/42_explain.ipynb #db60a898
@@ -194,7 +204,7 @@ def as_shares(
     whole = maps.sum((1, 2), keepdim=True)
     return torch.where(whole > 0, maps / whole.clamp(min=torch.finfo(maps.dtype).tiny), torch.zeros_like(maps))
 
-# %% ../../nbs/evaluation/42_explain.ipynb #5097b2f4
+# %% ../../nbs/evaluation/42_explain.ipynb #3b6a86ed
 def attributions(
     model,  # a method (or the `Model` of a checkpoint)
     signals: torch.Tensor,  # (B, 12, T), normalised
@@ -203,29 +213,32 @@ def attributions(
     methods: tuple = ATTRIBUTIONS,  # which maps
     steps: int = 16,  # of the integration
     layer: nn.Module | None = None,  # for Grad-CAM++; the encoder's last block when None
+    age_years: torch.Tensor | None = None,  # (B,) NaN where unknown, for a method that reads the age: the score that is explained is the one it gives at this age
 ) -> dict:  # method → (B, 1 or 12, T), not negative, each record sums to 1
-    "Several attribution maps of one label. Raises `PeaceError` for an unknown method or label."
+    "Several attribution maps of one label. Raises `PeaceError` for an unknown method or label, a method without a network, or signals that hold NaN."
     unknown = [m for m in methods if m not in ATTRIBUTIONS]
     if unknown: raise PeaceError(f"there is no attribution {unknown[0]!r}; choose one of {', '.join(ATTRIBUTIONS)}.")
     net = getattr(model, "method", model)
+    if not hasattr(net, "encoder"): raise PeaceError(f"{getattr(net, 'name', 'this method')} has no network to look into.")
+    if not torch.isfinite(signals).all(): raise PeaceError("the signals hold NaN or infinite values; `prepare` fills gaps.")
     k, n, maps = label_positions(net.labels, (label,))[0], signals.shape[-1], {}
     with frozen(net):
-        if {"integrated gradients", "sensitivity"} & set(methods): slope = path_gradient(net, signals, mask, k, steps)
+        if {"integrated gradients", "sensitivity"} & set(methods): slope = path_gradient(net, signals, mask, k, steps, age_years=age_years)
         for m in methods:
-            if m == "grad-cam++": found = to_time(grad_cam_pp(*features_and_gradients(net, signals, mask, k, layer)), n)[:, None]
-            elif m == "attention": found = to_time(label_attention(net, signals, mask, k), n)[:, None]
+            if m == "grad-cam++": found = to_time(grad_cam_pp(*features_and_gradients(net, signals, mask, k, layer, age_years)), n)[:, None]
+            elif m == "attention": found = to_time(label_attention(net, signals, mask, k, age_years), n)[:, None]
             else: found = slope * signals if m == "integrated gradients" else slope.double() ** 2
             maps[m] = as_shares(found).float()
     return maps
 
-# %% ../../nbs/evaluation/42_explain.ipynb #679d925a
+# %% ../../nbs/evaluation/42_explain.ipynb #86bac730
 def attribution(
     model,  # a method (or the `Model` of a checkpoint)
     signals: torch.Tensor,  # (B, 12, T), normalised
     mask: torch.Tensor | None,  # (B, 12)
     label: str,  # of the model's labels
     method: str = "integrated gradients",  # one of `ATTRIBUTIONS`
-    **settings,  # `steps`, `layer`
+    **settings,  # `steps`, `layer`, `age_years`
 ) -> torch.Tensor:  # (B, 1 or 12, T), not negative, each record sums to 1
     "Where the evidence for a label lies, says one method. Raises `PeaceError` for an unknown method or label."
     return attributions(model, signals, mask, label, (method,), **settings)[method]
@@ -337,7 +350,7 @@ def shading(
     top = np.quantile(m, 0.99)
     return np.clip(m / (top if top > 0 else max(m.max(), 1e-300)), 0, 1)
 
-# %% ../../nbs/evaluation/42_explain.ipynb #f9a57806
+# %% ../../nbs/evaluation/42_explain.ipynb #0f512f90
 def plot_attribution(
     signal: np.ndarray,  # (12, T) millivolts
     fs: float,  # Hz
@@ -348,6 +361,8 @@ def plot_attribution(
 ):  # matplotlib Figure
     "A 12-lead ECG on ECG paper, the map shaded under each lead. Raises `PeaceError` where map and signal differ in length."
     if np.shape(maps)[-1] != np.shape(signal)[-1]: raise PeaceError(f"the map has {np.shape(maps)[-1]} samples and the signal {np.shape(signal)[-1]}.")
+    n = round(sheet.get("seconds", 10.0) * fs)                                            # what the sheet shows
+    signal, maps = np.asarray(signal)[:, :n], np.asarray(maps)[..., :n]
     fig = plot_ecg(signal, fs, rhythm=rhythm, **sheet)
     (ax,), shade = fig.axes, shading(maps, fs, smooth)
     n, limits = shade.shape[1], ax.axis()
@@ -356,6 +371,7 @@ def plot_attribution(
     named = [t for t in ax.texts if t.get_text().split("  ")[0] in LEADS]                 # in the order of the sheet
     x = next(np.asarray(line.get_xdata(), float) for line in ax.lines if len(line.get_xdata()) == n)   # a row is one line
     for text, (a, b) in zip(named, spans):
+        if "not recorded" in text.get_text(): continue
         y, lead = text.get_position()[1], text.get_text().split("  ")[0]
         ax.imshow(SHADE(shade[LEADS.index(lead), a:b])[None], extent=(x[a], x[b - 1], y - 1.02, y + 0.08), aspect="auto", zorder=0.6, interpolation="nearest")
     ax.axis(limits)
@@ -372,7 +388,7 @@ def _paper(ax, width: float, low: float, high: float):
     ax.tick_params(left=False, bottom=False, labelleft=False, labelbottom=False)
     for spine in ax.spines.values(): spine.set_color("#e8a0a0")
 
-# %% ../../nbs/evaluation/42_explain.ipynb #6384d79d
+# %% ../../nbs/evaluation/42_explain.ipynb #3ff9a301
 def draw_attribution(
     ax,  # matplotlib axis
     signal: np.ndarray,  # (12, T) millivolts
@@ -381,10 +397,11 @@ def draw_attribution(
     mask: np.ndarray | None = None,  # (12,) recorded leads
     title: str = "",  # above the paper
     start: float = 0.5,  # second at which the twelve leads begin
-    rhythm: str = "II",  # lead above the strips
+    rhythm: str = "II",  # lead above the strips; where it was not recorded, the first that was
 ):
-    "Twelve leads in two rows on ECG paper with the first map shaded, and a strip a map below a rhythm lead."
+    "Twelve leads in two rows on ECG paper, the same 1.6 seconds of each with the first map shaded; below, a rhythm lead over the whole record, on which these seconds are marked, and a strip a map."
     here, x = np.ones(12, bool) if mask is None else np.asarray(mask) > 0, np.asarray(signal, float)
+    if not here[LEADS.index(rhythm)]: rhythm = next((l for l, h in zip(LEADS, here) if h), rhythm)
     gain = 1.0 if (np.abs(x) > 1.5).mean(-1).max() < 0.004 else 0.5
     shades, each, tall = {name: shading(m, fs) for name, m in maps.items()}, 10.0 / 6, 2.6
     first, n = round(start * fs), int(each * fs) - max(2, int(0.06 * fs))
@@ -397,6 +414,7 @@ def draw_attribution(
             _shade(ax, next(iter(shades.values()))[k, first:first + n], x0, x0 + n / fs, y0 - 1.25, y0 + 1.3)
             ax.plot(x0 + np.arange(n) / fs, y0 + np.clip(gain * x[k, first:first + n], -1.35, 1.4), color="k", lw=0.7, zorder=3)
     _strips(ax, gain * x[LEADS.index(rhythm)], fs, shades, 0.3 - 2 * tall, rhythm)
+    ax.plot((first / fs, (first + n) / fs), 2 * (0.3 - 2 * tall - 0.78,), color="k", lw=2.2, solid_capstyle="butt", zorder=4)   # these seconds stand above
     ax.set_title(title, fontsize=9.5, loc="left"); ax.set_title(f"25 mm/s, {10 * gain:g} mm/mV", fontsize=7.5, loc="right", color="0.3")
 
 # %% ../../nbs/evaluation/42_explain.ipynb #3a8a794e

@@ -102,21 +102,23 @@ def discrepancy(
     null = [squared(rng.permutation(side)[who]) for _ in range(draws)]
     return dict(mmd=float(squared(np.asarray(domain, float))), chance=float(np.quantile(null, .95)))
 
-# %% ../../nbs/evaluation/43b_representation.ipynb #f52485b4
+# %% ../../nbs/evaluation/43b_representation.ipynb #5203d2cd
 def age_in(
     z: np.ndarray,  # (n, d)
-    age_days,       # (n,) known ages
+    age_days,       # (n,); records of unknown age (NaN) are left out
     patients,
     folds: int=5,
 ) -> float:
     "Spearman correlation between age and what ridge regression reads from the features, cross-validated over patients"
-    y, patients, guess = np.log1p(np.asarray(age_days, float)), np.asarray(patients), np.full(len(z), np.nan)
+    known = ~np.isnan(np.asarray(age_days, float))
+    z, y, patients = np.asarray(z)[known], np.log1p(np.asarray(age_days, float)[known]), np.asarray(patients)[known]
+    guess = np.full(len(z), np.nan)
     if len(set(patients)) < 4 * folds: return np.nan
     for train, test in GroupKFold(folds, shuffle=True, random_state=0).split(z, y, patients):
         guess[test] = make_pipeline(StandardScaler(), RidgeCV(np.geomspace(1, 1e4, 9))).fit(z[train], y[train]).predict(z[test])
     return float(spearmanr(guess, y).statistic)
 
-# %% ../../nbs/evaluation/43b_representation.ipynb #be424583
+# %% ../../nbs/evaluation/43b_representation.ipynb #0a77a0e7
 def flat_map(
     z: np.ndarray,  # (n, d)
     seed: int=0,
@@ -124,6 +126,7 @@ def flat_map(
 ) -> np.ndarray:    # (n, 2)
     "UMAP of standardised features, seeded and on one thread"
     import umap
+    if len(z) < 5: raise PeaceError(f"a map needs at least five records; here are {len(z)}.")
     x = StandardScaler().fit_transform(z)
     x = PCA(min(30, *x.shape), random_state=seed).fit_transform(x)
     with warnings.catch_warnings():

@@ -193,7 +193,7 @@ def load_model(
     meta = {**facts.get("meta", {}), "name": facts.get("name", method.name), "versions": facts.get("versions", {}), "loaded": len(report["loaded"])}
     return Model(method.eval(), SignalSpec.from_dict(facts["spec"]), Normaliser.from_dict(facts["normaliser"]), tuple(facts["labels"]), meta)
 
-# %% ../../nbs/training/30b_checkpoint.ipynb #47b75f8d
+# %% ../../nbs/training/30b_checkpoint.ipynb #76c06e97
 def predict_signals(
     model: Model,
     signals: np.ndarray,      # (B, 12, n) float32 mV, prepared with `model.spec`
@@ -207,8 +207,10 @@ def predict_signals(
     want = (len(model.spec.leads), model.spec.n)
     if signals.ndim != 3 or signals.shape[1:] != want:
         raise PeaceError(f"signals have shape {signals.shape}; the model wants (B, {want[0]}, {want[1]}).")
+    if not np.isfinite(signals[mask]).all(): raise PeaceError("signals hold NaN or infinite values in a recorded lead; `prepare` fills gaps.")
     x = model.normaliser.apply(signals, mask)
     ages = np.full(len(x), np.nan, "float32") if age_years is None else np.asarray(age_years, "float32")
+    if ages.shape != (len(x),): raise PeaceError(f"there are {len(x)} signals and {ages.size} ages.")
     items = [dict(signals=torch.from_numpy(s), mask=torch.from_numpy(m.astype("float32")), age_years=torch.tensor(a)) for s, m, a in zip(x, mask, ages)]
     return expit(predict_logits(model.method, items, batch_size))
 
