@@ -1042,6 +1042,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                'peace_nb/evaluation/statistics.py'),
                                                 'peace_nb.evaluation.statistics.holm': ( 'evaluation/statistics.html#holm',
                                                                                          'peace_nb/evaluation/statistics.py'),
+                                                'peace_nb.evaluation.statistics.interval_of': ( 'evaluation/statistics.html#interval_of',
+                                                                                                'peace_nb/evaluation/statistics.py'),
                                                 'peace_nb.evaluation.statistics.macro_draws': ( 'evaluation/statistics.html#macro_draws',
                                                                                                 'peace_nb/evaluation/statistics.py'),
                                                 'peace_nb.evaluation.statistics.macro_parts': ( 'evaluation/statistics.html#macro_parts',

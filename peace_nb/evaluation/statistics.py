@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ALPHA', 'COMPARED', 'PLACE', 'GROUPS', 'ABLATIONS', 'COLORS', 'ASIDE', 'delong_parts', 'Cell', 'macro_draws',
            'macro_parts', 'make_cell', 'paired_difference', 'delong_labels', 'adult_child_gap', 'holm', 'Scores',
-           'from_frame', 'pooled_training', 'compare_pairs', 'compare', 'claim_sentence', 'method_group',
+           'from_frame', 'pooled_training', 'compare_pairs', 'compare', 'interval_of', 'claim_sentence', 'method_group',
            'method_order', 'main_settings', 'forest']
 
 # %% ../../nbs/evaluation/41_statistics.ipynb #e032a321
@@ -291,10 +291,16 @@ def compare(
     found = compare_pairs(predictions, [((reference, st), (m, st)) for st in settings for m in others if m != reference], n_boot, seed)
     return found.rename(columns={"method_a": "reference", "method_b": "method", "setting_a": "setting", "auroc_a": "auroc_reference", "auroc_b": "auroc_method"}).drop(columns="setting_b")
 
-# %% ../../nbs/evaluation/41_statistics.ipynb #bdec0ef0
+# %% ../../nbs/evaluation/41_statistics.ipynb #58d689de
 PLACE = {"adult": "on adults", "ptbxl": "on PTB-XL", "zero-shot": "at zero-shot", "full": "with all training children"}
 
 def _at(setting: str) -> str: return PLACE.get(setting, f"at {setting}")
+
+def interval_of(
+    row,  # a row of `compare` or `compare_pairs`
+) -> tuple[float, float]:
+    "The 95 % interval that belongs to the verdict: over patients and training, or over patients where training is not known"
+    return (row["lo"], row["hi"]) if np.isnan(row["se_training"]) else (row["lo_all"], row["hi_all"])
 
 def claim_sentence(
     row,  # a row of `compare` or `compare_pairs`
@@ -309,8 +315,7 @@ def claim_sentence(
     if r["verdict"] == "not tested": return told + "."
     where = f" {_at(here)}" if one else ""
     p = "p < 0.001" if r["p_holm"] < 0.001 else f"p = {r['p_holm']:.3f}"
-    alone = np.isnan(r["se_training"])
-    lo, hi = (r["lo"], r["hi"]) if alone else (r["lo_all"], r["hi_all"])
+    alone, (lo, hi) = np.isnan(r["se_training"]), interval_of(r)
     over = "one seed, which says nothing of training anew" if alone else f"over patients and training; {r['seeds']} {'seed' if r['seeds'] == 1 else 'seeds'}"
     few = f"; {r['few']} of {r['labels']} labels have fewer than {FEW} positive patients" if r.get("few") else ""
     return f"{told}{where}: {100 * r['difference']:+.1f} points of macro AUROC (95 % interval {100 * lo:+.1f} to {100 * hi:+.1f}, {over}; corrected {p}{few})."
