@@ -57,10 +57,20 @@ def report(profile:str="demo"):
     build_report(profile)
 
 # %% ../nbs/90_cli.ipynb #75ac7ffd
-def predict_record(record:Path|str,  # path of a WFDB record, with or without .hea
-                   model:Path|str    # folder of a checkpoint
+def _framed(x, mask, age_years:float, fs:float):
+    "One prepared ECG (12, n) in the adult's frame."
+    from dataclasses import replace
+    from peace_nb.data.age_frame import FRAME
+    return replace(FRAME, fs=fs)(x[None], mask[None], [age_years])[0]
+
+def predict_record(record:Path|str,            # path of a WFDB record, with or without .hea
+                   model:Path|str,             # folder of a checkpoint
+                   age_years:float|None=None,  # of the patient, where it is known
+                   frame:bool=False            # bring the ECG into the adult's frame first
                   ) -> dict:
-    "Probabilities of one record: `{'record', 'fs', 'seconds', 'leads', 'quality', 'probabilities'}`. Raises `PeaceError` for a record that cannot be read."
+    "Probabilities of one record: `{'record', 'fs', 'seconds', 'leads', 'quality', 'age_years', 'frame', 'reads_age', 'probabilities'}`. Raises `PeaceError` for a record that cannot be read, or an age that cannot be."
+    if frame and age_years is None: raise PeaceError("The adult's frame needs the patient's age: give it in years (--age 0.5).")
+    if age_years is not None and not 0 <= age_years <= 130: raise PeaceError(f"An age of {age_years:g} years cannot be; give it in years (--age 0.5 for six months).")
     from peace_nb.data.cohorts import read_record
     from peace_nb.data.signals import prepare_flagged, quality_text
     from peace_nb.training.checkpoint import load_model, predict_signals
@@ -68,15 +78,19 @@ def predict_record(record:Path|str,  # path of a WFDB record, with or without .h
     signal, names, fs = read_record(record)
     try: x, mask, flags = prepare_flagged(signal, names, fs, loaded.spec)
     except PeaceError as e: raise PeaceError(f"{record}: {e}") from None
-    scores = predict_signals(loaded, x[None], mask[None])[0]
+    if frame: x = _framed(x, mask, age_years, loaded.spec.fs)
+    scores = predict_signals(loaded, x[None], mask[None], age_years=None if frame or age_years is None else [age_years])[0]
     return {"record": str(record), "fs": float(fs), "seconds": signal.shape[-1] / fs, "leads": [l for l, m in zip(loaded.spec.leads, mask) if m],
-            "quality": quality_text(flags), "probabilities": {l: round(float(s), 4) for l, s in zip(loaded.labels, scores)}}
+            "quality": quality_text(flags), "age_years": age_years, "frame": frame, "reads_age": loaded.method.reads_age, "probabilities": {l: round(float(s), 4) for l, s in zip(loaded.labels, scores)}}
 
 # %% ../nbs/90_cli.ipynb #cb94c478
 def _show(found:dict, top:int|None=None):
     "The probabilities as a table, highest first."
     from peace_nb.data.labels import LABEL_TABLE
-    print(f"{found['record']}: {found['seconds']:.1f} s at {found['fs']:g} Hz, leads {' '.join(found['leads'])}" + (f"; quality: {found['quality']}" if found["quality"] else ""))
+    age = found["age_years"]
+    print(f"{found['record']}: {found['seconds']:.1f} s at {found['fs']:g} Hz, leads {' '.join(found['leads'])}" + (f"; quality: {found['quality']}" if found["quality"] else "")
+          + (f"; {age:g} years" if age is not None else "") + ("; read in the adult's frame" if found["frame"] else ""))
+    if found["reads_age"] and age is None: print("This model reads the patient's age. None was given (--age), so the record is read as an adult's.")
     for label, p in sorted(found["probabilities"].items(), key=lambda kv: -kv[1])[:top]:
         print(f"  {label:6} {p:7.3f}  {LABEL_TABLE.loc[label, 'name']}")
     print("Research software, no medical device: probabilities are a network's scores, not diagnoses.")
@@ -99,10 +113,12 @@ def _plot(record:Path, found:dict, out:Path, top:int=3):
 # %% ../nbs/90_cli.ipynb #0882430e
 @app.command()
 def predict(record:Annotated[Path, typer.Argument(help="A WFDB record, path without extension or its .hea file.")], model:Model,
+            age:Annotated[Optional[float], typer.Option(help="The patient's age in years, 0.5 for six months.")]=None,
+            frame:Annotated[bool, typer.Option("--frame", help="Bring a child's ECG into the adult's frame first; needs --age.")]=False,
             as_json:Annotated[bool, typer.Option("--json", help="Print JSON.")]=False,
             plot:Annotated[Optional[Path], typer.Option(help="Write the ECG on ECG paper, with the top findings, to this PNG.")]=None):
     "Read one ECG and print each label's probability."
-    found = predict_record(record, model)
+    found = predict_record(record, model, age, frame)
     if plot: _plot(record, found, plot)
     if as_json: print(json.dumps(found, indent=1))
     else: _show(found)
@@ -124,7 +140,7 @@ def evaluate_cohort(name:str, root:Path|str, model:Path|str, n_boot:int=1000, jo
 
 # %% ../nbs/90_cli.ipynb #ae91c2e6
 @app.command()
-def evaluate(name:Annotated[str, typer.Argument(help="mimic-iv-ecg, ptb-xl or zzu-pecg.")], root:Annotated[Path, typer.Option(help="Folder of the data set.")], model:Model,
+def evaluate(name:Annotated[str, typer.Argument(help="mimic-iv-ecg, ptb-xl, zzu-pecg or another cohort that `peace-nb datasets` lists.")], root:Annotated[Path, typer.Option(help="Folder of the data set.")], model:Model,
              as_json:Annotated[bool, typer.Option("--json", help="Print JSON.")]=False, bootstrap:int=1000, jobs:int=2,
              store:Annotated[Optional[Path], typer.Option(help="Keep the prepared signals here, to go on after an interruption.")]=None):
     "Score a checkpoint on a whole cohort."

@@ -13,7 +13,7 @@ from . import __version__
 from .evaluation.tables import data_note
 from .files import file_digest, replacing, write_json, write_text
 from .pipeline import build_dir, environment, step_names
-from .settings import PeaceError, load_profile, project_root
+from .settings import PeaceError, ROOTS, load_profile, project_root
 
 # %% ../nbs/81_manuscript.ipynb #ddfcf16a
 def collect_provenance(profile:str) -> dict:
@@ -26,7 +26,7 @@ def collect_provenance(profile:str) -> dict:
     stores = {p.parent.name: json.loads(p.read_text(encoding="utf-8")).get("fingerprint") for p in sorted((build / "stores").glob("*/store.json"))}
     tables = {p.name: file_digest(p) for p in sorted((build / "tables").glob("*.csv"))}
     p = load_profile(profile)
-    return {"profile": profile, "note": data_note(profile), "version": __version__, "simulated": p.adult_root == "simulated", "data": stores, "tables_sha256": tables,
+    return {"profile": profile, "note": data_note(profile), "version": __version__, "real_cohorts": [c for c in ROOTS if getattr(p, ROOTS[c][0]) != "simulated"], "data": stores, "tables_sha256": tables,
             "steps": records, **environment()}
 
 # %% ../nbs/81_manuscript.ipynb #6852ba99

@@ -200,7 +200,7 @@ class AgeFrame:
         return pace_beats(signals, time_factor(age, self.alpha), time_factor(age, self.beat), self.fs)
 
 # %% ../../nbs/data/03d_age_frame.ipynb #1dd8c9b7
-FRAME = AgeFrame(alpha=0.85, beta=0.25, gamma=0.5, beat=0.5)   # chosen on simulated children of training and validation
+FRAME = AgeFrame(alpha=0.85, beta=0.25, gamma=0.5, beat=0.5)   # see `56_age_frame`
 
 # %% ../../nbs/data/03d_age_frame.ipynb #e9e732e0
 class FramedStore:

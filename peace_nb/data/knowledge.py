@@ -23,20 +23,19 @@ import pandas as pd
 import yaml
 
 from .labels import AXES, LABELS
-from .norms import NORMS
+from .norms import NORMS, YEAR
 from ..files import write_text
 from ..settings import PeaceError
 
 # %% ../../nbs/data/06_knowledge.ipynb #14d6ccf7
-_YEAR = 365.25
 BANDS: dict[str, tuple[float, float, str]] = { # name -> from (days), to (days), what the texts call it
     "0-30 d": (0, 30, "newborns up to 30 days"),
-    "1-12 mo": (30, _YEAR, "infants of 1 to 12 months"),
-    "1-3 y": (_YEAR, 3 * _YEAR, "children of 1 to 3 years"),
-    "3-5 y": (3 * _YEAR, 5 * _YEAR, "children of 3 to 5 years"),
-    "5-8 y": (5 * _YEAR, 8 * _YEAR, "children of 5 to 8 years"),
-    "8-12 y": (8 * _YEAR, 12 * _YEAR, "children of 8 to 12 years"),
-    "12-16 y": (12 * _YEAR, 16 * _YEAR, "adolescents of 12 to 16 years"),
+    "1-12 mo": (30, YEAR, "infants of 1 to 12 months"),
+    "1-3 y": (YEAR, 3 * YEAR, "children of 1 to 3 years"),
+    "3-5 y": (3 * YEAR, 5 * YEAR, "children of 3 to 5 years"),
+    "5-8 y": (5 * YEAR, 8 * YEAR, "children of 5 to 8 years"),
+    "8-12 y": (8 * YEAR, 12 * YEAR, "children of 8 to 12 years"),
+    "12-16 y": (12 * YEAR, 16 * YEAR, "adolescents of 12 to 16 years"),
 }
 POPULATIONS = ("adult", *BANDS)
 

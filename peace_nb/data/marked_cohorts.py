@@ -14,7 +14,8 @@ import wfdb
 from ecgbench.labels import leipzig_heart_center_ecg as _leipzig_source, ludb as _ludb_source
 
 from ..settings import PeaceError
-from .cohorts import COHORTS, YEAR, _require, _source
+from .cohorts import COHORTS, _require, _source
+from .norms import YEAR
 from .labels import LABELS, Coverage, _label_counts
 from .signals import LEADS, RecordError, canonical_lead
 from .vocabularies import labels_from_ludb

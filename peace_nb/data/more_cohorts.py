@@ -18,8 +18,9 @@ from ecgbench.labels.ptbdb import parse_header_comments
 from scipy.io import loadmat
 
 from ..settings import PeaceError
-from .cohorts import COHORTS, MAX_SAMPLES, YEAR, _read_csv, _remark, _require, read_header, read_record
+from .cohorts import COHORTS, MAX_SAMPLES, _read_csv, _remark, _require, read_header, read_record
 from .labels import VOCABULARIES, labels_from_aha
+from .norms import YEAR
 from .signals import LEADS, TO_MV, RecordError, canonical_lead
 from .vocabularies import CHAPMAN, cinc_source, labels_from_chapman, labels_from_cinc, labels_from_cpsc, labels_from_ptbdb
 

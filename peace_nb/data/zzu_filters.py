@@ -15,14 +15,14 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from .cohorts import AGE_BANDS, Cohort
+from .cohorts import STRATUM_AGES, Cohort
 from .labels import LABELS, label_set, read_table
 from ..settings import PeaceError
 
 # %% ../../nbs/data/04c_zzu_filters.ipynb #38293040
 PUBLISHED = read_table("zzu_published.csv").set_index("band").astype(float)
 BANDS = tuple(PUBLISHED.index)
-EDGES = (*PUBLISHED["from_day"], PUBLISHED["to_day"].iloc[-1])       # days; the same bands as the first nine of `AGE_BANDS`
+EDGES = (*PUBLISHED["from_day"], PUBLISHED["to_day"].iloc[-1])       # days; the same bands as the first nine of `STRATUM_AGES`
 
 def published_leads() -> pd.DataFrame: # one row a band and a total: records, twelve_leads, removed, share_before, share_after
     "What the twelve-lead filter leaves of the published release, exactly, by age band."

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['ALPHA', 'COMPARED', 'PLACE', 'GROUPS', 'ABLATIONS', 'COLORS', 'ASIDE', 'delong_parts', 'Cell', 'macro_draws',
            'macro_parts', 'make_cell', 'paired_difference', 'delong_labels', 'adult_child_gap', 'holm', 'Scores',
-           'from_frame', 'pooled_training', 'compare_pairs', 'compare', 'interval_of', 'claim_sentence', 'method_group',
-           'method_order', 'main_settings', 'forest']
+           'from_frame', 'pooled_training', 'one_network', 'stand_ins', 'score_prints', 'shown_networks', 'families',
+           'training_scatter', 'compare_pairs', 'compare', 'told_setting', 'interval_of', 'claim_sentence',
+           'method_group', 'method_order', 'main_settings', 'forest']
 
 # %% ../../nbs/evaluation/41_statistics.ipynb #e032a321
 import hashlib
@@ -22,6 +23,7 @@ from pyarrow.parquet import read_table
 from scipy.stats import norm, rankdata, t as student
 
 from .metrics import FEW, Panel, class_mass, mass_auroc, panel, patient_weights, scorable
+from ..methods.protocol import registered
 from ..settings import PeaceError
 
 # %% ../../nbs/evaluation/41_statistics.ipynb #050bb8a7
@@ -55,6 +57,8 @@ class Cell:
     draws: np.ndarray      # (S, 1 + R) macro AUROC, the estimate first
     parts: np.ndarray      # (S, n) DeLong components of the macro AUROC
     identity: str          # of records, patients, labels and truths: two cells can be paired when it is the same
+    prints: dict           # seed -> fingerprint of the scores: the same where two rows are the same network
+    trained: bool = True   # False for rules, which have no seeds: their one cell stands for all
 
 def _aligned(p: Panel, labels: tuple) -> Panel:
     "Records in the order of their ids, labels in a given order"
@@ -116,7 +120,16 @@ def make_cell(
     weights, who = patient_weights(panels[0].patients, n_boot, seed)
     weights = np.hstack([np.ones((len(weights), 1)), weights])
     return Cell(method, setting, tuple(frames), use, len(panels[0].records), panels[0].patients, int((counts.loc[list(use), "pos_patients"] < FEW).sum()), np.array([macro_draws(q, weights, who) for q in panels]),
-                np.array([macro_parts(q) for q in panels]), _identity(panels[0]))
+                np.array([macro_parts(q) for q in panels]), _identity(panels[0]), {s: _identity(panels[0]) + _print(q.score) for s, q in zip(frames, panels)}, _trained(method))
+
+def _print(scores: np.ndarray) -> str:
+    "Fingerprint of scores, in whatever order they come"
+    return hashlib.sha256(np.sort(np.asarray(scores, float), axis=None).tobytes()).hexdigest()[:16]
+
+def _trained(method: str) -> bool:
+    "Whether a row learns anything; a name that is none of the package's is taken to"
+    try: return registered(method.split("+")[0].split("@")[0]).trained
+    except PeaceError: return True
 
 # %% ../../nbs/evaluation/41_statistics.ipynb #45752fde
 def _tail(difference: float, se: float, df: float=np.inf) -> float:
@@ -127,10 +140,17 @@ def _tail(difference: float, se: float, df: float=np.inf) -> float:
 def _paired(a: Cell, b: Cell) -> tuple[list, np.ndarray, np.ndarray]:
     "Common seeds, differences of draws (S, 1 + R), and of DeLong components (n,), mean over seeds"
     if a.identity != b.identity: raise PeaceError(f"{a.method} at {a.setting} and {b.method} at {b.setting} were not scored on the same records and labels.")
+    one, two = _common(a, b)
+    return [(a if a.trained else b).seeds[i] for i in (one if a.trained else two)], a.draws[one] - b.draws[two], (a.parts[one] - b.parts[two]).mean(0)
+
+def _common(a: Cell, b: Cell) -> tuple[list, list]:
+    "Positions of the common seeds in both cells; rules have no seeds, so that theirs are the other's"
+    if not a.trained and not b.trained: return [0], [0]
+    if not b.trained: return list(range(len(a.seeds))), [0] * len(a.seeds)
+    if not a.trained: return [0] * len(b.seeds), list(range(len(b.seeds)))
     seeds = [s for s in a.seeds if s in b.seeds]
     if not seeds: raise PeaceError(f"{a.method} at {a.setting} and {b.method} at {b.setting} have no seed in common.")
-    one, two = ([c.seeds.index(s) for s in seeds] for c in (a, b))
-    return seeds, a.draws[one] - b.draws[two], (a.parts[one] - b.parts[two]).mean(0)
+    return [a.seeds.index(s) for s in seeds], [b.seeds.index(s) for s in seeds]
 
 # %% ../../nbs/evaluation/41_statistics.ipynb #e66bf001
 def paired_difference(
@@ -148,7 +168,7 @@ def paired_difference(
     df = df * (se / trained)**4 if trained > 0 else np.inf
     reach = se * (norm.ppf(0.975) if np.isinf(df) else student.ppf(0.975, df))
     lo, hi = np.quantile(mean[1:], [0.025, 0.975])
-    levels = [c.draws[[c.seeds.index(s) for s in seeds], 0].mean() for c in (a, b)]
+    levels = [c.draws[at, 0].mean() for c, at in zip((a, b), _common(a, b))]
     return dict(auroc_a=levels[0], auroc_b=levels[1], difference=mean[0], lo=lo, hi=hi, lo_all=mean[0] - reach, hi_all=mean[0] + reach, se_patients=patients, se_training=trained, sd_seeds=own,
                 p_boot=_tail(mean[0], patients), p_delong=_tail(mean[0], float(np.sqrt(parts @ parts))), p_all=_tail(mean[0], se, df),
                 seeds=n, seed_differences=" ".join(f"{100 * d:+.1f}" for d in each), labels=len(a.labels), few=a.few, records=a.records, patients=len(set(a.patients)))
@@ -207,7 +227,7 @@ class Scores:
                 ):
         self.runs = [(m, s) for m, s in runs]
         self.places = {(m, s): Path(build) / "transfer" / m / f"seed{s}" / "predictions.parquet" for m, s in self.runs}
-        self.methods, self.held = list(dict.fromkeys(m for m, _ in self.runs)), (None, {})
+        self.held = (None, {})
 
     def __call__(self, method: str, setting: str, part: str="test") -> dict:
         "Training seed -> predictions; empty where the method was not run under the setting"
@@ -232,7 +252,7 @@ def from_frame(predictions: pd.DataFrame  # with columns method, seed and settin
 # %% ../../nbs/evaluation/41_statistics.ipynb #186125d9
 ALPHA = 0.05  # family-wise error of a table of comparisons
 COMPARED = ("method_a", "setting_a", "method_b", "setting_b", "auroc_a", "auroc_b", "difference", "lo", "hi", "lo_all", "hi_all", "se_patients", "se_training", "sd_seeds",
-            "p_boot", "p_delong", "p_all", "seeds", "seed_differences", "labels", "few", "records", "patients", "p_holm", "verdict")
+            "p_boot", "p_delong", "p_all", "seeds", "seed_differences", "labels", "few", "records", "patients", "network_a", "network_b", "p_holm", "verdict")
 
 def _verdict(difference: float, p: float) -> str:
     if np.isnan(p): return "not tested"
@@ -240,21 +260,82 @@ def _verdict(difference: float, p: float) -> str:
 
 def pooled_training(
     pairs,  # pairs of cells whose differences are taken to scatter alike from training to training
-    methods: int|None=None,  # where `pairs` are all pairs of so many methods: counts the degrees of freedom
+    independent: int,  # differences among them that do not follow from others: M - 1 for all pairs of M trainings, M for one difference of each
 ) -> tuple|None:  # variance of a difference between trainings, its degrees of freedom; None where no pair has two seeds
     "Mean variance, over pairs, of the difference between seeds. Over all pairs of M methods with S seeds it is twice the residual variance of the layout method x seed, with (S-1)(M-1) degrees of freedom"
     spread = [(len(seeds), draws[:, 0].var(ddof=1)) for a, b in pairs for seeds, draws, _ in [_paired(a, b)] if len(seeds) > 1]
-    if not spread: return None
-    fewest = min(n for n, _ in spread)
-    return float(np.mean([v for _, v in spread])), (fewest - 1) * (methods - 1 if methods else len(spread))
+    if not spread or independent < 1: return None
+    return float(np.mean([v for _, v in spread])), (min(n for n, _ in spread) - 1) * independent
 
-def _pool(cells: dict, a: tuple, b: tuple) -> tuple|None:
-    "Training variance for a pair of (method, setting), from all cells that were loaded for the same records"
-    like = {key: c for key, c in cells.items() if c is not None and c.identity == cells[a].identity}
-    if a[1] == b[1]:
-        here = [c for (_, setting), c in like.items() if setting == a[1] and len(c.seeds) > 1]
-        return pooled_training(combinations(here, 2), len(here))
-    return pooled_training([(like[m, a[1]], like[m, b[1]]) for m in dict.fromkeys(m for m, _ in like) if (m, a[1]) in like and (m, b[1]) in like])
+# %% ../../nbs/evaluation/41_statistics.ipynb #b68b27e2
+def one_network(
+    a: dict,  # seed -> fingerprint of the scores
+    b: dict,
+) -> bool:
+    "Whether two rows are the same trained networks: the same scores, bit for bit, in every seed that both have"
+    common = a.keys() & b.keys()
+    return bool(common) and all(a[s] == b[s] for s in common)
+
+def stand_ins(
+    prints: dict,  # (method, setting) -> seed -> fingerprint of the scores
+) -> dict:         # (method, setting) -> (method, setting)
+    "For each cell the one with most seeds that is the same network; itself where none has more"
+    found = {}
+    for key, own in prints.items():
+        best = max((k for k in prints if k[1] == key[1] and one_network(own, prints[k])), key=lambda k: len(prints[k]))
+        found[key] = best if len(prints[best]) > len(own) else key
+    return found
+
+def score_prints(
+    frames: dict,  # training seed -> predictions
+) -> dict:         # training seed -> fingerprint of the scores
+    "What `one_network` compares, from the predictions alone"
+    return {s: _print(f["score"]) for s, f in frames.items()}
+
+def shown_networks(
+    read,      # a function of method and setting: `Scores`
+    methods,
+    settings,
+) -> dict:     # (method, setting) -> the method whose predictions to show
+    "`stand_ins` for the cells of a table, from the predictions alone"
+    prints = {(m, st): found for m in methods for st in settings if (found := score_prints(read(m, st)))}
+    return {key: stand[0] for key, stand in stand_ins(prints).items()}
+
+def families(
+    cells: dict,  # (method, setting) -> `Cell`
+) -> dict:        # method -> the family's name
+    "Methods that are one network under any setting: they come from one pretraining"
+    root = {m: m for m, _ in cells}
+    for (x, c), (y, d) in combinations(cells.items(), 2):
+        if x[1] == y[1] and root[x[0]] != root[y[0]] and one_network(c.prints, d.prints): root = {m: root[x[0]] if r == root[y[0]] else r for m, r in root.items()}
+    return root
+
+# %% ../../nbs/evaluation/41_statistics.ipynb #f6781c4b
+def _distinct(cells: list) -> list:
+    "Each network once, with as many seeds as there are"
+    kept = []
+    for c in sorted(cells, key=lambda c: -len(c.seeds)):
+        if not any(one_network(c.prints, k.prints) for k in kept): kept.append(c)
+    return kept
+
+def training_scatter(
+    cells: dict,   # (method, setting) -> `Cell`
+    family: dict,  # method -> its family, from `families`
+    x: tuple,      # (method, setting) of the first cell
+    y: tuple,      # of the second
+) -> tuple|None:   # variance of the difference between trainings and its degrees of freedom; None: only the pair's own seeds can say
+    "Pooled from the differences between all independent trainings that were loaded for the same records; half of it where one of the two is not trained"
+    a, b = cells[x], cells[y]
+    if not (a.trained or b.trained): return 0.0, np.inf
+    like = [c for c in cells.values() if c.identity == a.identity and c.trained and len(c.seeds) > 1]
+    first, second = (_distinct([c for c in like if c.setting == st]) for st in (x[1], y[1]))
+    count = lambda those: len({family[c.method] for c in those})
+    if family[x[0]] != family[y[0]]:
+        found = pooled_training([(c, d) for c in first for d in second if family[c.method] != family[d.method]], count(first + second) - 1)
+        return found if found is None or (a.trained and b.trained) else (found[0] / 2, found[1])
+    if x[1] == y[1]: return None
+    moved = [(c, d) for c in first for d in second if c.method == d.method]
+    return pooled_training(moved, count([c for c, _ in moved]))
 
 # %% ../../nbs/evaluation/41_statistics.ipynb #aa1b991c
 def compare_pairs(
@@ -262,21 +343,29 @@ def compare_pairs(
     pairs,             # ((method, setting), (method, setting)), ...; pairs with a cell that was not run, or has no label to score, are left out
     n_boot: int=1000,  # draws of patients
     seed: int=0,       # of the draws
+    beside=(),         # further methods, from which only the scatter between trainings is taken
+    pool: bool=True,   # False: each pair's scatter is that of its own seeds
 ) -> pd.DataFrame:     # a row a pair: method_a, setting_a, method_b, setting_b, what `paired_difference` gives, p_holm, verdict
-    "Differences between cells, corrected over all of them"
-    read, cells, rows = from_frame(predictions) if isinstance(predictions, pd.DataFrame) else predictions, {}, []
-    def cell(method, setting):
-        if (method, setting) not in cells:
-            frames = read(method, setting)
-            there = bool(frames) and scorable(panel(next(iter(frames.values()))))["scored"].any()
-            cells[method, setting] = make_cell(frames, method, setting, n_boot, seed) if there else None
-        return cells[method, setting]
-    for key in sorted({tuple(key) for pair in pairs for key in pair}): cell(*key)   # method by method, so that each file is read once
-    pairs = [(a, b) for a, b in pairs if cell(*a) is not None and cell(*b) is not None]
-    for a, b in pairs: rows.append(dict(method_a=a[0], setting_a=a[1], method_b=b[0], setting_b=b[1], **paired_difference(cells[a], cells[b], _pool(cells, a, b))))
+    "Differences between cells, corrected over all that are different; `network_a` and `network_b` name the rows whose networks were compared"
+    read, wanted = from_frame(predictions) if isinstance(predictions, pd.DataFrame) else predictions, {tuple(key) for pair in pairs for key in pair}
+    wanted |= {(m, st) for m in beside for _, st in set(wanted)}
+    cells = {key: c for key in sorted(wanted) if (c := _cell(read, *key, n_boot, seed)) is not None}   # method by method, so that each file is read once
+    stands, family, rows = stand_ins({k: c.prints for k, c in cells.items()}), families(cells), []
+    for a, b in [(a, b) for a, b in pairs if a in cells and b in cells]:
+        x, y = stands[a], stands[b]
+        scatter = training_scatter(cells, family, x, y) if pool or not (cells[x].trained and cells[y].trained) else None
+        rows.append(dict(method_a=a[0], setting_a=a[1], method_b=b[0], setting_b=b[1], network_a=x[0], network_b=y[0], **paired_difference(cells[x], cells[y], scatter)))
     found = pd.DataFrame(rows, columns=list(COMPARED[:-2]))
-    found["p_holm"] = holm(found["p_all"])
+    same = [tuple(tuple(cells[key].prints.values()) for key in ((r.network_a, r.setting_a), (r.network_b, r.setting_b))) for r in found.itertuples()]
+    once = dict(zip(same, found["p_all"]))                                       # one network compared twice is one comparison
+    found["p_holm"] = pd.Series(same, dtype=object).map(dict(zip(once, holm(list(once.values()))))).astype(float)
     return found.assign(verdict=[_verdict(d, p) for d, p in zip(found["difference"], found["p_holm"])])
+
+def _cell(read, method: str, setting: str, n_boot: int, seed: int) -> Cell|None:
+    "A cell, or None where the method was not run under the setting or no label can be scored"
+    frames = read(method, setting)
+    there = bool(frames) and scorable(panel(next(iter(frames.values()))))["scored"].any()
+    return make_cell(frames, method, setting, n_boot, seed) if there else None
 
 # %% ../../nbs/evaluation/41_statistics.ipynb #6eb2db9c
 def compare(
@@ -286,15 +375,18 @@ def compare(
     settings=(),             # under each of these
     n_boot: int=1000,
     seed: int=0,
+    beside=(),               # as for `compare_pairs`
 ) -> pd.DataFrame:           # a row a method and setting: reference, method, setting, difference (reference - method), lo, hi, ..., p_holm, verdict
     "One method against others under every setting, with one correction over all comparisons; `ahead` means the reference is"
-    found = compare_pairs(predictions, [((reference, st), (m, st)) for st in settings for m in others if m != reference], n_boot, seed)
-    return found.rename(columns={"method_a": "reference", "method_b": "method", "setting_a": "setting", "auroc_a": "auroc_reference", "auroc_b": "auroc_method"}).drop(columns="setting_b")
+    found = compare_pairs(predictions, [((reference, st), (m, st)) for st in settings for m in others if m != reference], n_boot, seed, beside)
+    return found.rename(columns={"network_a": "network_reference", "network_b": "network", "method_a": "reference", "method_b": "method", "setting_a": "setting", "auroc_a": "auroc_reference", "auroc_b": "auroc_method"}).drop(columns="setting_b")
 
 # %% ../../nbs/evaluation/41_statistics.ipynb #58d689de
 PLACE = {"adult": "on adults", "ptbxl": "on PTB-XL", "zero-shot": "at zero-shot", "full": "with all training children"}
 
-def _at(setting: str) -> str: return PLACE.get(setting, f"at {setting}")
+def told_setting(setting: str) -> str:
+    "A setting as a sentence says it: \"at 50-shot\", \"on adults\""
+    return PLACE.get(setting, f"at {setting}")
 
 def interval_of(
     row,  # a row of `compare` or `compare_pairs`
@@ -310,13 +402,16 @@ def claim_sentence(
     a, b = r.get("reference", r.get("method_a")), r.get("method", r.get("method_b"))
     here = r.get("setting", r.get("setting_a"))
     one = r.get("setting_b", here) == here
-    if not one: a, b = f"{a} {_at(here)}", f"{b} {_at(r['setting_b'])}"
+    stands = r.get("network", r.get("network_b", b))
+    if not one: a, b = f"{a} {told_setting(here)}", f"{b} {told_setting(r['setting_b'])}"
+    elif stands != b: b = f"{b} (here the same network as {stands})"
     told = {"ahead": f"{a} is ahead of {b}", "behind": f"{a} is behind {b}", "not distinguishable": f"{a} and {b} are not distinguishable", "not tested": f"{a} and {b} were not compared"}[r["verdict"]]
     if r["verdict"] == "not tested": return told + "."
-    where = f" {_at(here)}" if one else ""
+    where = f" {told_setting(here)}" if one else ""
     p = "p < 0.001" if r["p_holm"] < 0.001 else f"p = {r['p_holm']:.3f}"
-    alone, (lo, hi) = np.isnan(r["se_training"]), interval_of(r)
-    over = "one seed, which says nothing of training anew" if alone else f"over patients and training; {r['seeds']} {'seed' if r['seeds'] == 1 else 'seeds'}"
+    lo, hi = interval_of(r)
+    over = ("one seed, which says nothing of training anew" if np.isnan(r["se_training"]) else "over patients; nothing is trained" if r["se_training"] == 0
+            else f"over patients and training; {r['seeds']} seeds" if r["seeds"] > 1 else "over patients and training; trained once, so that the scatter between trainings is that of other methods")
     few = f"; {r['few']} of {r['labels']} labels have fewer than {FEW} positive patients" if r.get("few") else ""
     return f"{told}{where}: {100 * r['difference']:+.1f} points of macro AUROC (95 % interval {100 * lo:+.1f} to {100 * hi:+.1f}, {over}; corrected {p}{few})."
 

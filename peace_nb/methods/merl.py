@@ -74,7 +74,7 @@ class PromptScorer(nn.Module):
         return (F.normalize(h.float(), dim=-1) - self.centre) @ self.label_vectors().float().T / self.tau
 
     def start_centre(self, d: int):
-        "The running mean of the ECGs' unit vectors: weights, but never of the optimiser."
+        "The running mean of the ECGs' unit vectors: parameters, so that MERL-CKEPE takes them over with MERL's others, but never of the optimiser."
         self.centre, self.seen = (nn.Parameter(torch.zeros(shape), requires_grad=False) for shape in (d, ()))
 
 # %% ../../nbs/methods/24_merl.ipynb #f944fc06

@@ -116,7 +116,6 @@ class Registered:
     reads_age: bool = False  # `predict` takes `age_years` (B,), NaN where unknown, as a third argument
     trained: bool = True  # False for rules, which learn nothing
 
-    def __call__(self, *args, **cfg): return self.build(*args, **cfg)
 
 # %% ../../nbs/methods/20_protocol.ipynb #f6baadfa
 METHODS = {}  # name → Registered

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ADULT_FROM', 'CRITERIA', 'UNKNOWN', 'FARTHEST', 'age_limit', 'child_limit', 'distances', 'label_scores',
-           'rule_scores', 'calibration', 'Rules', 'predict', 'restrict']
+           'rule_scores', 'calibration', 'Rules']
 
 # %% ../../nbs/methods/29_rules.ipynb #a7def9d8
 import copy
@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import nn
+from fastcore.basics import patch
 
 from ..data.age_frame import RATES, VOLTAGES, _curve
 from ..data.labels import LABELS
@@ -207,6 +208,7 @@ class Rules(nn.Module):
     def forward(self, batch: dict, progress: float) -> dict: return self.loss(batch, progress)
 
 # %% ../../nbs/methods/29_rules.ipynb #110a806d
+@patch
 def predict(
     self: Rules,
     signals: torch.Tensor,  # (B, 12, T) normalised
@@ -222,6 +224,7 @@ def predict(
     scores = rule_scores(measure(x, have, fs), age)[list(self.labels)]
     return torch.as_tensor(scores.to_numpy(), dtype=torch.float32, device=signals.device)
 
+@patch
 def restrict(
     self: Rules,
     labels: tuple,  # a subset of the method's labels, in the order wanted
@@ -232,8 +235,6 @@ def restrict(
     new.labels = tuple(labels)
     if hasattr(new, "config"): new.config["labels"] = list(labels)
     return new
-
-Rules.predict, Rules.restrict = predict, restrict
 
 @register_method("Rules", reads_age=True, trained=False)
 def _rules(encoder, labels, embeddings=None, **cfg): return Rules(labels, **cfg)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ENCODER_SIZES', 'ENCODERS', 'conv', 'make_norm', 'Shortcut', 'silence', 'ResBlock', 'Bottleneck', 'Stem',
-           'drop_leads', 'ECGEncoder', 'register_encoder', 'registered_encoder', 'build_encoder', 'AttentionPool']
+           'ECGEncoder', 'register_encoder', 'registered_encoder', 'build_encoder', 'AttentionPool']
 
 # %% ../../nbs/models/10_encoders.ipynb #15c2eeb7
 from importlib import import_module
@@ -130,16 +130,6 @@ class Stem(nn.Module):
         if mask is not None: x = x + ((1 - mask.to(x.dtype)) @ self.absence.to(x.dtype))[:, :, None, None]
         return F.relu(self.norm(x))
 
-# %% ../../nbs/models/10_encoders.ipynb #669be0a3
-def drop_leads(
-    mask: torch.Tensor,  # (B, 12)
-    p: float,  # share of the recordings that lose leads
-) -> torch.Tensor:  # (B, 12)
-    "Hide each lead of a share `p` of the recordings with probability ¼; never all of them."
-    hide = (torch.rand(len(mask), 1, device=mask.device) < p) & (torch.rand(mask.shape, device=mask.device) < 0.25)
-    left = mask.float() * ~hide
-    return torch.where(left.any(1, keepdim=True), left, mask.float())
-
 # %% ../../nbs/models/10_encoders.ipynb #22295f5e
 class ECGEncoder(nn.Module):
     "A residual network over time: `(B, 12, T)` → tokens `(B, N, d)`, for any `T`."
@@ -152,11 +142,10 @@ class ECGEncoder(nn.Module):
         block: type = ResBlock,  # `ResBlock` or `Bottleneck`
         norm: str = "batch",  # normalisation
         zero_init: bool = True,  # residual branches start at zero
-        lead_dropout: float = 0.0,  # share of the recordings that lose leads in training
         leads: int = 12,  # leads in
     ):
         super().__init__()
-        self.d, self.lead_dropout = widths[-1], lead_dropout
+        self.d = widths[-1]
         self.stem = Stem(leads, widths[0], *stem, norm)
         blocks, c = [], widths[0]
         for stage, (w, n, k) in enumerate(zip(widths, depths, kernels)):
@@ -173,8 +162,6 @@ def forward(
     mask: torch.Tensor | None = None,  # (B, 12), true where the lead was recorded; None: all were
 ) -> torch.Tensor:  # tokens (B, N, d)
     "Tokens of a batch of recordings."
-    if self.training and self.lead_dropout:
-        mask = drop_leads(signals.new_ones(signals.shape[:2]) if mask is None else mask, self.lead_dropout)
     return self.blocks(self.stem(signals, mask)).squeeze(2).transpose(1, 2)
 
 # %% ../../nbs/models/10_encoders.ipynb #b20b19d1
@@ -186,7 +173,7 @@ ENCODER_SIZES = {
 }
 
 # %% ../../nbs/models/10_encoders.ipynb #20261046
-ENCODERS = {}  # name → function (width, norm, zero_init, lead_dropout, **its own settings) → encoder
+ENCODERS = {}  # name → function (width, norm, zero_init, **its own settings) → encoder
 
 def register_encoder(
     name: str,  # what `build_encoder` will call it
@@ -212,11 +199,10 @@ def build_encoder(
     width: float = 1.0,  # multiplies every stage's channels (kept a multiple of 8)
     norm: str = "batch",  # "batch", "group" or "none"
     zero_init: bool = True,  # residual branches start at zero
-    lead_dropout: float = 0.0,  # share of the recordings that lose leads in training
     **own,  # settings that only a registered encoder has
 ) -> nn.Module:
     "An encoder by name; `.config` holds what is needed to build it again."
-    common = dict(norm=norm, zero_init=zero_init, lead_dropout=lead_dropout)
+    common = dict(norm=norm, zero_init=zero_init)
     if size in ENCODER_SIZES:
         if own: raise PeaceError(f"The encoder {size!r} has no setting {', '.join(own)}.")
         shape = dict(ENCODER_SIZES[size])

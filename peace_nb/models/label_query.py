@@ -62,12 +62,11 @@ class QueryBlock(nn.Module):
         self,
         d: int,  # width
         heads: int,  # attention heads
-        ratio: int = 1,  # width of the feed-forward layer / d
         dropout: float = 0.0,  # on what the block adds
     ):
         super().__init__()
         self.norm1, self.attend, self.norm2 = nn.LayerNorm(d), CrossAttention(d, heads), nn.LayerNorm(d)
-        self.ffn = nn.Sequential(nn.Linear(d, ratio * d), nn.GELU(), nn.Linear(ratio * d, d))
+        self.ffn = nn.Sequential(nn.Linear(d, d), nn.GELU(), nn.Linear(d, d))
         self.drop = nn.Dropout(dropout)
 
     def forward(self, queries: torch.Tensor, tokens: torch.Tensor) -> tuple:
@@ -84,7 +83,6 @@ class LabelQueryNetwork(nn.Module):
         d: int = 128,  # width of queries and tokens
         depth: int = 1,  # blocks
         heads: int = 4,  # attention heads
-        ratio: int = 1,  # width of the feed-forward layer / d
         dropout: float = 0.0,  # on what each block adds
         queries: torch.Tensor | None = None,  # (K, d) starting queries; None: random ones
     ):
@@ -93,7 +91,7 @@ class LabelQueryNetwork(nn.Module):
         if start.shape != (n_labels, d):
             raise PeaceError(f"The starting queries have shape {tuple(start.shape)}, but {(n_labels, d)} is needed.")
         self.queries = nn.Parameter(start)
-        self.blocks = nn.ModuleList(QueryBlock(d, heads, ratio, dropout) for _ in range(depth))
+        self.blocks = nn.ModuleList(QueryBlock(d, heads, dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(d)
         self.weight = nn.Parameter(torch.randn(n_labels, d) / math.sqrt(d))
         self.bias = nn.Parameter(torch.full((n_labels,), prior_logit()))

@@ -17,24 +17,22 @@ from fastcore.basics import patch
 from transformers import Wav2Vec2Config
 from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2Encoder, Wav2Vec2FeatureProjection
 
-from .encoders import Bottleneck, ResBlock, conv, drop_leads, make_norm, register_encoder
+from .encoders import Bottleneck, ResBlock, conv, make_norm, register_encoder
 from ..settings import PeaceError
 
 # %% ../../nbs/models/10b_published_encoders.ipynb #1e7a0cc6
 class PublishedEncoder(nn.Module):
-    "Zeros in place of absent leads, and lead dropout; `tokens(signals, mask)` is the network itself."
+    "Zeros in place of absent leads; `tokens(signals, mask)` is the network itself."
     def __init__(
         self,
         d: int,  # width of the tokens
-        lead_dropout: float = 0.0,  # share of the recordings that lose leads in training
     ):
         super().__init__()
-        self.d, self.lead_dropout = d, lead_dropout
+        self.d = d
 
     def heard(self, signals: torch.Tensor, mask: torch.Tensor | None = None) -> tuple:
-        "Signals (B, 12, T) with zeros for what was not recorded or is dropped, and the mask (B, 12)."
+        "Signals (B, 12, T) with zeros for what was not recorded, and the mask (B, 12)."
         mask = signals.new_ones(signals.shape[:2]) if mask is None else mask.to(signals.dtype)
-        if self.training and self.lead_dropout: mask = drop_leads(mask, self.lead_dropout)
         return signals * mask[..., None], mask
 
     def forward(self, signals: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -75,10 +73,9 @@ class ConvEncoder(PublishedEncoder):
         widths: tuple,  # channels of each stage
         depths: tuple,  # blocks of each stage
         kernel: int,  # filter length
-        lead_dropout: float = 0.0,
         **how,  # norm, zero_init: of the blocks
     ):
-        super().__init__(widths[-1], lead_dropout)
+        super().__init__(widths[-1])
         self.stem, blocks = stem, []
         for stage, (w, n) in enumerate(zip(widths, depths)):
             for i in range(n):
@@ -99,11 +96,11 @@ def scaled(
     return tuple(max(8, 8 * round(w * width / 8)) for w in widths)
 
 @register_encoder("resnet18")
-def resnet18(width=1.0, norm="batch", zero_init=True, lead_dropout=0.0) -> ConvEncoder:
+def resnet18(width=1.0, norm="batch", zero_init=True) -> ConvEncoder:
     "The ResNet18 of MERL; its blocks start as PyTorch makes them, `zero_init` has nothing to say."
     widths = scaled((64, 128, 256, 512), width)
     stem = nn.Sequential(conv(12, widths[0], 7, 2, bias=norm == "none"), make_norm(norm, widths[0]), nn.ReLU())
-    return ConvEncoder(stem, widths[0], PlainBlock, widths, (2, 2, 2, 2), 3, lead_dropout, norm=norm)
+    return ConvEncoder(stem, widths[0], PlainBlock, widths, (2, 2, 2, 2), 3, norm=norm)
 
 # %% ../../nbs/models/10b_published_encoders.ipynb #9e52d43a
 def xstem(
@@ -117,10 +114,10 @@ def xstem(
     return nn.Sequential(*layers, nn.MaxPool2d((1, 3), (1, 2), (0, 1)))
 
 @register_encoder("xresnet1d101")
-def xresnet1d101(width=1.0, norm="batch", zero_init=True, lead_dropout=0.0) -> ConvEncoder:
+def xresnet1d101(width=1.0, norm="batch", zero_init=True) -> ConvEncoder:
     "The 101-layer network of KED."
     c, *widths = scaled((64, 256, 512, 512, 768), width)
-    net = ConvEncoder(xstem(c, norm), c, Bottleneck, widths, (3, 4, 23, 3), 5, lead_dropout, norm=norm, zero_init=zero_init)
+    net = ConvEncoder(xstem(c, norm), c, Bottleneck, widths, (3, 4, 23, 3), 5, norm=norm, zero_init=zero_init)
     for m in net.modules():
         if isinstance(m, nn.Conv2d): nn.init.kaiming_normal_(m.weight)
     return net
@@ -157,10 +154,9 @@ class STMEMViT(PublishedEncoder):
         heads: int = 12,  # of 64 channels each; d = 64 × heads
         depth: int = 12,  # layers
         seconds: float = 10.0,  # that a recording lasts
-        lead_dropout: float = 0.0,
     ):
         d = 64 * heads
-        super().__init__(d, lead_dropout)
+        super().__init__(d)
         self.seconds = seconds
         self.embed = nn.Sequential(nn.LayerNorm(PATCH), nn.Linear(PATCH, d), nn.LayerNorm(d))
         self.lead, self.separator = nn.Parameter(0.02 * torch.randn(12, d)), nn.Parameter(0.02 * torch.randn(d))
@@ -216,10 +212,10 @@ def tokens(
     return self.norm((x * share[:, :, None, None]).sum(1))
 
 @register_encoder("st-mem-vit-b")
-def st_mem_vit_b(width=1.0, norm="batch", zero_init=True, lead_dropout=0.0, depth=12, seconds=10.0) -> STMEMViT:
+def st_mem_vit_b(width=1.0, norm="batch", zero_init=True, depth=12, seconds=10.0) -> STMEMViT:
     "The ViT-B of ST-MEM; `width` scales the number of its heads, `zero_init` has nothing to say."
     as_published("st-mem-vit-b", norm)
-    return STMEMViT(max(1, round(12 * width)), depth, seconds, lead_dropout)
+    return STMEMViT(max(1, round(12 * width)), depth, seconds)
 
 # %% ../../nbs/models/10b_published_encoders.ipynb #e8331cda
 class Wav2Vec2CMSC(PublishedEncoder):
@@ -230,10 +226,9 @@ class Wav2Vec2CMSC(PublishedEncoder):
         depth: int = 8,  # layers
         c: int = 256,  # channels of the convolutions
         dropout: float = 0.1,
-        lead_dropout: float = 0.0,
     ):
         d = 64 * heads
-        super().__init__(d, lead_dropout)
+        super().__init__(d)
         cfg = Wav2Vec2Config(hidden_size=d, num_hidden_layers=depth, num_attention_heads=heads, intermediate_size=4 * d, conv_dim=(c,) * 4,
                              conv_kernel=(2,) * 4, conv_stride=(2,) * 4, num_feat_extract_layers=4, num_conv_pos_embeddings=128, layerdrop=0.0,
                              num_conv_pos_embedding_groups=16, hidden_dropout=dropout, attention_dropout=dropout, activation_dropout=0.0,
@@ -260,7 +255,7 @@ def start(self: Wav2Vec2CMSC):
         if isinstance(m, nn.Linear): nn.init.normal_(m.weight, std=0.02); nn.init.zeros_(m.bias)
 
 @register_encoder("wav2vec2-cmsc")
-def wav2vec2_cmsc(width=1.0, norm="batch", zero_init=True, lead_dropout=0.0, depth=8) -> Wav2Vec2CMSC:
+def wav2vec2_cmsc(width=1.0, norm="batch", zero_init=True, depth=8) -> Wav2Vec2CMSC:
     "The encoder of MELP; `width` scales its heads and channels, `zero_init` has nothing to say."
     as_published("wav2vec2-cmsc", norm)
-    return Wav2Vec2CMSC(max(1, round(12 * width)), depth, scaled((256,), width)[0], lead_dropout=lead_dropout)
+    return Wav2Vec2CMSC(max(1, round(12 * width)), depth, scaled((256,), width)[0])
