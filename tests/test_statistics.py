@@ -85,6 +85,54 @@ def test_one_seed_borrows_the_scatter_of_the_others():
     assert np.isnan(alone["se_training"]) and alone["p_all"] == alone["p_boot"] and "one seed, which says nothing of training anew" in claim_sentence(alone)
 
 
+def twin(pred, of, name, seeds=None):
+    "The same networks under another name, with some of the seeds"
+    copy = pred[pred["method"] == of].assign(method=name)
+    return pd.concat([pred, copy if seeds is None else copy[copy["seed"].isin(seeds)]])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_network_under_a_second_name_changes_no_other_row(seed):
+    pred = invent(seed, methods=("A", "B", "C"), seeds=3, training=0.3)
+    alone, doubled = compare(pred, "A", ["B", "C"], ["50-shot"], n_boot=40), compare(twin(twin(pred, "B", "D", [0]), "A", "E"), "A", ["B", "C", "D", "E"], ["50-shot"], n_boot=40)
+    pd.testing.assert_frame_equal(alone, doubled[doubled["method"].isin(["B", "C"])])
+    d, e = doubled.set_index("method").loc["D"], doubled.set_index("method").loc["E"]
+    assert d["network"] == "B" and d["seeds"] == 3 and d["p_holm"] == alone["p_holm"].iloc[0] and e["difference"] == 0 and e["p_all"] == 1
+
+
+def test_rows_of_one_pretraining_are_compared_by_their_own_seeds_and_counted_once():
+    pred = invent(4, methods=("A", "B", "C"), seeds=3, training=0.5)
+    child = pred.assign(setting="50-shot")
+    rng = np.random.default_rng(0)
+    near = child[child["method"] == "B"].assign(method="D", score=lambda t: t["score"] + 1e-3 * rng.normal(size=len(t)))   # adapted a little differently
+    both = pd.concat([twin(pred.assign(setting="zero-shot"), "B", "D"), child, near])
+    settings = ["zero-shot", "50-shot"]
+    without, with_it = (compare(p, "A", others, settings, n_boot=40).query("setting == '50-shot'").set_index("method") for p, others in ((both[both["method"] != "D"], ["B", "C"]), (both, ["B", "C", "D"])))
+    assert with_it.loc["B", "se_training"] == pytest.approx(without.loc["B", "se_training"], rel=.3)      # B and D together do not shrink it
+    own = compare_pairs(both, [(("B", st), ("D", st)) for st in settings], n_boot=40).iloc[1]
+    assert own["se_training"] == pytest.approx(own["sd_seeds"] / np.sqrt(3)) and own["se_training"] < .1 * with_it.loc["B", "se_training"]
+
+
+def test_rules_have_no_seeds():
+    pred = invent(2, methods=("A", "B", "Rules"), seeds=3, training=0.3)
+    pred = pred[(pred["method"] != "Rules") | (pred["seed"] == 0)]
+    found = compare(pred, "A", ["B", "Rules"], ["50-shot"], n_boot=40).set_index("method")
+    assert found.loc["Rules", "seeds"] == 3 and found.loc["Rules", "se_training"] == pytest.approx(found.loc["B", "se_training"] / np.sqrt(2))
+    moved = pd.concat([pred, pred.assign(setting="full", score=pred["score"] + 0.1 * pred["truth"])])
+    alone = compare_pairs(moved, [(("Rules", "full"), ("Rules", "50-shot"))], n_boot=40).iloc[0]
+    assert alone["se_training"] == 0 and alone["p_all"] == alone["p_boot"] and "nothing is trained" in claim_sentence(alone)
+
+
+def test_scatter_can_be_taken_from_methods_beside():
+    pred = invent(3, methods=("A", "B", "C"), seeds=3, training=0.4)
+    few = pred[(pred["method"] != "B") | (pred["seed"] == 0)]
+    assert np.isnan(compare(few[few["method"] != "C"], "A", ["B"], ["50-shot"], n_boot=40)["se_training"].iloc[0])
+    beside = compare(few, "A", ["B"], ["50-shot"], n_boot=40, beside=["C"])
+    assert beside["method"].tolist() == ["B"] and beside["se_training"].iloc[0] > 0 and "trained once" in claim_sentence(beside.iloc[0])
+    own = compare_pairs(pred, [(("A", "50-shot"), ("B", "50-shot"))], n_boot=40, pool=False).iloc[0]
+    assert own["se_training"] == pytest.approx(own["sd_seeds"] / np.sqrt(3))
+
+
 @pytest.mark.parametrize("change, message", [
     (lambda b: b.assign(truth=1 - b["truth"]), "not scored on the same records"), (lambda b: b[b["record_id"] != "r0"], "not scored on the same records"),
     (lambda b: b.assign(patient_id="p" + b["record_id"]), "not scored on the same records"), (lambda b: b.assign(seed=b["seed"] + 10), "no seed in common"),

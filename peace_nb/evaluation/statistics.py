@@ -357,8 +357,9 @@ def compare_pairs(
         rows.append(dict(method_a=a[0], setting_a=a[1], method_b=b[0], setting_b=b[1], network_a=x[0], network_b=y[0], **paired_difference(cells[x], cells[y], scatter)))
     found = pd.DataFrame(rows, columns=list(COMPARED[:-2]))
     same = [tuple(tuple(cells[key].prints.values()) for key in ((r.network_a, r.setting_a), (r.network_b, r.setting_b))) for r in found.itertuples()]
-    once = dict(zip(same, found["p_all"]))                                       # one network compared twice is one comparison
-    found["p_holm"] = pd.Series(same, dtype=object).map(dict(zip(once, holm(list(once.values()))))).astype(float)
+    once = {key: p for key, p in zip(same, found["p_all"]) if key[0] != key[1]}   # one network compared twice is one comparison, and with itself it is none
+    corrected = dict(zip(once, holm(list(once.values()))))
+    found["p_holm"] = [corrected.get(key, p) for key, p in zip(same, found["p_all"])]
     return found.assign(verdict=[_verdict(d, p) for d, p in zip(found["difference"], found["p_holm"])])
 
 def _cell(read, method: str, setting: str, n_boot: int, seed: int) -> Cell|None:
