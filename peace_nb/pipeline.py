@@ -296,7 +296,7 @@ def products(build:Path) -> list[str]:
             f"{build / 'figures'}: {count('figures', 'png')} figures (PNG and PDF)"]
 
 def require(profile:str, *targets:str) -> list[Path]:
-    "Paths of `targets` in the build folder, built first where a notebook is run on its own and they are missing."
+    "Paths of `targets` in the build folder, built first where a notebook is run on its own and they are missing. Raises `PeaceError` for a target that no step made."
     build = build_dir(profile)
     missing = [t for t in targets if not (build / t).exists()]
     if missing and os.environ.get("PEACE_STEP"): raise PeaceError(f"{', '.join(missing)} should have been made by an earlier step of profile {profile!r}, but is not in {build}.")

@@ -8,7 +8,7 @@ __all__ = ['CHOICES', 'RANGES', 'CHOSEN', 'ROOTS', 'KINDS', 'PeaceError', 'Profi
 
 # %% ../nbs/00_settings.ipynb #7fa3c0d5
 import configparser, os, re
-from dataclasses import dataclass, fields, asdict
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 # %% ../nbs/00_settings.ipynb #e3db6635

@@ -30,7 +30,7 @@ def age_band(
 def people_of(
     stores: dict,  # prefix of the record ids in predictions ("" or "extra-") → `SignalStore`
 ) -> pd.DataFrame:  # index record_id as in predictions; age_days, sex, leads, band
-    "Age, sex and stored leads of every record"
+    "Age, sex and stored leads of every record. Raises `PeaceError` for a record that is in two stores"
     found = []
     for prefix, store in stores.items():
         t = store.table
@@ -71,7 +71,7 @@ def by_group(
     labels: tuple=None,    # a subset; all where not given
     min_pos: int=1,        # positives and negatives a label needs in a group
 ) -> pd.DataFrame:         # rows of `combine_seeds` (labels, then "macro") for each level, with group, level, records
-    "Macro and per-label metrics of each group of records"
+    "Macro and per-label metrics of each group of records. Raises `PeaceError` for no predictions"
     seeds = {k: t if labels is None else t[t["label"].isin(labels)] for k, t in as_seeds(predictions).items()}
     if not seeds or not all(map(len, seeds.values())): raise PeaceError("there are no predictions to divide into groups.")
     of = pd.concat([members(t, people, group) for t in seeds.values()])
@@ -109,7 +109,7 @@ def adult_thresholds(
     predictions: pd.DataFrame,  # of adults, the validation part
     specificity: float=0.95,    # share of adults without the finding that stay below
 ) -> pd.Series:                 # index label; NaN where there are fewer than twenty negatives
-    "The score that a share of the negatives stay below; `score > threshold` is a call"
+    "The score that a share of the negatives stay below; `score > threshold` is a call. Raises `PeaceError` for a specificity outside 0 to 1"
     if not 0 < specificity < 1: raise PeaceError(f"a specificity of {specificity} is not between 0 and 1.")
     p = panel(predictions)
     cut = [np.quantile(p.score[p.truth[:, k] == 0, k], specificity, method="higher") if (p.truth[:, k] == 0).sum() >= 20 else np.nan for k in range(len(p.labels))]
@@ -152,7 +152,7 @@ def error_by_age(
     healthy: str|None="NORM",    # false positives among records with this label only; None: among all without the finding
     **kw,                        # for `local_rate`
 ) -> pd.DataFrame:               # label, kind ("false positive", "sensitivity"), what `local_rate` gives, records
-    "False-positive rate and sensitivity of fixed thresholds against age, averaged over seeds"
+    "False-positive rate and sensitivity of fixed thresholds against age, averaged over seeds. Raises `PeaceError` for seeds of other records, unknown labels, or a seed without thresholds"
     seeds = as_seeds(predictions)
     cuts = thresholds if isinstance(thresholds, dict) else dict.fromkeys(seeds, thresholds)
     panels = {k: panel(t) for k, t in seeds.items()}

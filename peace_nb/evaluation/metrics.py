@@ -147,7 +147,7 @@ def weighted_decisions(
     weights: np.ndarray,       # (P, R) patient weights
     who: np.ndarray,           # (n,) the patient of each record
 ) -> tuple[np.ndarray, np.ndarray]:  # balanced accuracy (R, K), F1 (R, K)
-    "Balanced accuracy and F1 at given thresholds, for each weighting and label"
+    "Balanced accuracy and F1 at given thresholds, for each weighting and label. Raises `PeaceError` for a label without a threshold"
     missing = [l for l in p.labels if l not in thresholds.index]
     if missing: raise PeaceError(f"there is no threshold for label {missing[0]!r}.")
     def counts(which): return weights.T @ np.stack([np.bincount(who, which[:, k], len(weights)) for k in range(which.shape[1])], 1)
@@ -240,9 +240,9 @@ def combine_seeds(
     seed: int=0,                # of the resamples
     min_pos: int=1,
 ) -> pd.DataFrame:              # as `summarise`, with `sd` (of AUROC between seeds) and `seeds`
-    "Mean over seeds; the interval resamples patients jointly in all seeds, `sd` is the spread between seeds"
+    "Mean over seeds; the interval resamples patients jointly in all seeds, `sd` is the spread between seeds. Raises `PeaceError` for no predictions, other labels in a seed, or another number of thresholds"
     panels = [panel(pred) for pred in preds]
-    if not panels: raise PeaceError("there are no predictions to combine.")
+    if not panels: raise PeaceError("no seed has predictions, so there is nothing to combine.")
     if len({q.labels for q in panels}) > 1: raise PeaceError("the seeds' predictions are of different labels.")
     if thresholds is not None and len(thresholds) != len(panels):
         raise PeaceError(f"{len(panels)} predictions but {len(thresholds)} sets of thresholds.")

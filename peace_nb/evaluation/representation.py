@@ -88,7 +88,7 @@ def discrepancy(
     draws: int=100,      # permutations of patients
     seed: int=0,
 ) -> dict:               # mmd: squared, unbiased; chance: 95th percentile of permutations
-    "Squared MMD between two domains and what random groups of the same patients give"
+    "Squared MMD between two domains and what random groups of the same patients give. Raises `PeaceError` below two records in a domain"
     x = torch.from_numpy(StandardScaler().fit_transform(z).astype("float32"))
     kernel = kernel_mean(x).double().numpy(); np.fill_diagonal(kernel, 0)
     ids, who = np.unique(np.asarray(patients), return_inverse=True)
@@ -124,7 +124,7 @@ def flat_map(
     seed: int=0,
     neighbours: int=15,
 ) -> np.ndarray:    # (n, 2)
-    "UMAP of standardised features, seeded and on one thread"
+    "UMAP of standardised features, seeded and on one thread. Raises `PeaceError` below five records"
     import umap
     if len(z) < 5: raise PeaceError(f"a map needs at least five records; here are {len(z)}.")
     x = StandardScaler().fit_transform(z)

@@ -31,7 +31,7 @@ def delong_parts(
     truth: np.ndarray,  # (n,) 0/1, both classes
     score: np.ndarray,  # (n,)
 ) -> tuple[float, np.ndarray]:  # AUROC; (n,) share of each record in its error
-    "AUROC and its DeLong components by midranks (Sun and Xu 2014); the sum of products of two sets of components is their covariance"
+    "AUROC and its DeLong components by midranks (Sun and Xu 2014); the sum of products of two sets of components is their covariance. Raises `PeaceError` where a class is missing"
     yes = np.asarray(truth) == 1
     m, n = int(yes.sum()), int((~yes).sum())
     if not m or not n: raise PeaceError("DeLong's test needs records of both classes.")
@@ -350,7 +350,8 @@ def compare_pairs(
     read, wanted = from_frame(predictions) if isinstance(predictions, pd.DataFrame) else predictions, {tuple(key) for pair in pairs for key in pair}
     wanted |= {(m, st) for m in beside for _, st in set(wanted)}
     cells = {key: c for key in sorted(wanted) if (c := _cell(read, *key, n_boot, seed)) is not None}   # method by method, so that each file is read once
-    stands, family, rows = stand_ins({k: c.prints for k, c in cells.items()}), families(cells), []
+    told = [k for k in dict.fromkeys(key for pair in pairs for key in reversed(pair)) if k in cells]   # of equals the first row of the table stands for the others
+    stands, family, rows = stand_ins({k: cells[k].prints for k in told}), families(cells), []
     for a, b in [(a, b) for a, b in pairs if a in cells and b in cells]:
         x, y = stands[a], stands[b]
         scatter = training_scatter(cells, family, x, y) if pool or not (cells[x].trained and cells[y].trained) else None

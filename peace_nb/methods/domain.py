@@ -119,7 +119,7 @@ def mmd(
     y: torch.Tensor,  # (n, d), as many
     factors: tuple = FACTORS,
 ) -> torch.Tensor:  # a scalar; unbiased, so it may be negative
-    "Squared maximum mean discrepancy by the U-statistic of Gretton et al., JMLR 2012."
+    "Squared maximum mean discrepancy by the U-statistic of Gretton et al., JMLR 2012. Raises `PeaceError` for samples of two sizes."
     if len(x) != len(y): raise PeaceError(f"MMD compares samples of one size; here are {len(x)} and {len(y)} records.")
     n = len(x)
     if n < 2: return (x.sum() + y.sum()) * 0.0

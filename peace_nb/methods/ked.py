@@ -134,7 +134,7 @@ def ask(
     labels: tuple,  # any label ids, trained or not
     descriptions: torch.Tensor,  # (K', A, dim) embeddings of their texts; the first of each is the question
 ) -> KED:
-    "A copy that scores these labels, by their texts."
+    "A copy that scores these labels, by their texts. Raises `PeaceError` for another number of texts."
     if len(descriptions) != len(labels): raise PeaceError(f"There are descriptions for {len(descriptions)} labels, but {len(labels)} are asked.")
     new = copy.deepcopy(self)
     new.descriptions, new.labels = descriptions.detach().clone().float(), tuple(labels)

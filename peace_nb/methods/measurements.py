@@ -233,7 +233,7 @@ def rhythm(
     calm, narrow = rr[same] if same.sum() > 2 else rr, np.where(like > .75, early, 0).max()
     odd = np.where((at > HALF) & (at < x.shape[1] - HALF), (1 - like) * _widths(x, at), 0)
     return dict(rate=60 * RATE / np.median(rr), irregular=np.median(np.abs(np.diff(rr))) / np.median(rr), spread=np.subtract(*np.quantile(calm, [.95, .05])) / np.median(rr),
-                early=narrow, early_for_him=narrow / (usual + .03), odd=odd.max(), odd_early=(odd * (np.clip(early, 0, .4) + np.clip(late, 0, .4))).max(),
+                early=narrow, early_for_patient=narrow / (usual + .03), odd=odd.max(), odd_early=(odd * (np.clip(early, 0, .4) + np.clip(late, 0, .4))).max(),
                 pause=late.max() - max(0, early.max()))
 
 # %% ../../nbs/methods/29a_measurements.ipynb #b3d81515
@@ -277,7 +277,7 @@ def atria(
 # %% ../../nbs/methods/29a_measurements.ipynb #31685838
 MEASURES = dict(
     beats="beats found", rate="1/min", irregular="median change of RR over median RR", spread="5th to 95th percentile of RR over median RR, ordinary beats", early="how early the earliest ordinary-looking beat is, share of RR",
-    early_for_him="the same over the usual deviation", odd="most different beat: (1 - correlation) x relative width", odd_early="the same x how early it is and how long the pause after it", pause="longest pause without an early beat, share of RR",
+    early_for_patient="the same over the usual deviation", odd="most different beat: (1 - correlation) x relative width", odd_early="the same x how early it is and how long the pause after it", pause="longest pause without an early beat, share of RR",
     p_fit="correlation of single beats with their average before QRS", flutter="share of power in one peak at 210-350 per minute", flutter_share="share of that band in the peak",
     pr_ms="ms", p_ms="ms", qrs_ms="ms", qt_ms="ms", qtc_ms="ms, Bazett", axis_deg="frontal QRS axis, degrees, -90 to 270", p_ii="P in II, mV", p_size="P in the lead where it is largest, mV", v1_terminal="depth of the end of P in V1, mV",
     v1_force="negative area of P in V1, mV·ms", r_v1="mV", s_v1="mV", r_v6="mV", s_v6="mV", sokolow="S V1 + R V5 or V6, mV", cornell="R aVL + S V3, mV", limb="largest QRS of the limb leads, mV", chest="largest QRS of the chest leads, mV",

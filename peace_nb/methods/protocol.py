@@ -184,7 +184,7 @@ def build_method(
     embedding_shape: tuple | None = None,  # (A, dim), instead of them, when weights are loaded afterwards
     **cfg,  # the method's own settings
 ) -> nn.Module:  # a `Method`
-    "Build a method from plain settings; `build_method(**method.config)` builds it again."
+    "Build a method from plain settings; `build_method(**method.config)` builds it again. Raises `PeaceError` for a name or a setting that is none."
     known, encoder = registered(name), dict(size=encoder) if isinstance(encoder, str) else dict(encoder)
     if name == "Random": encoder["zero_init"] = False
     if embeddings is None and embedding_shape is not None: embeddings = torch.zeros(len(labels), *embedding_shape)

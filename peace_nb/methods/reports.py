@@ -82,9 +82,9 @@ def embed_unique(
     local_only: bool = True,
     piece: int = 2048,  # texts kept in one file
 ) -> tuple:  # vectors (1 + U, dim), and for each text its row; row 0 is zeros
-    "Vectors of the different texts, sorted, below a row of zeros that stands for no text."
+    "Vectors of the different texts, sorted, below a row of zeros that stands for no text. Raises `PeaceError` where there is no text at all."
     unique = sorted(set(texts))
-    if not unique: raise PeaceError("no report holds any text, so there is nothing to learn from")
+    if not unique: raise PeaceError("no report of the training records holds any text, so a method that reads reports has nothing to learn from")
     parts = [embed_texts(unique[i: i + piece], model, cache, local_only) for i in range(0, len(unique), piece)]
     vectors = torch.cat([torch.zeros(1, parts[0].shape[1]), *parts])
     row = {t: i + 1 for i, t in enumerate(unique)}

@@ -63,9 +63,9 @@ SBRAD  | 1 | rate          | < | 60   | heart_rate:2   | 4    | adults below 60/
 SBRAD  | 1 | p_fit         | > | .35  | .35            | .15  | sinus (our reading)
 SARRH  | 1 | spread        | > | .16  | .16            | .04  | RR varies by more than 0.12 to 0.16 of its length
 SARRH  | 1 | p_fit         | > | .60  | .60            | .15  | sinus (our reading)
-SARRH  | 1 | early_for_him | < | 2.8  | 2.8            | .7   | gradually, no single early beat (our reading)
+SARRH  | 1 | early_for_patient | < | 2.8  | 2.8            | .7   | gradually, no single early beat (our reading)
 PAC    | 1 | early         | > | .14  | .14            | .05  | a beat of ordinary form, early by a seventh or more (our reading)
-PAC    | 1 | early_for_him | > | 2.2  | 2.2            | .6   | and early for this patient (our reading)
+PAC    | 1 | early_for_patient | > | 2.2  | 2.2            | .6   | and early for this patient (our reading)
 PVC    | 1 | odd           | > | .30  | .30            | .40  | a beat of another form and broader (our reading)
 PVC    | 1 | odd_early     | > | .08  | .08            | .06  | early, with a pause after it (our reading)
 SVT    | 1 | rate          | > | 145  | svt_rate       | 12   | adults from 150/min; infants from 220, children from 180
@@ -179,7 +179,7 @@ def calibration(
     spec: SignalSpec,  # how the input is prepared
     normaliser: Normaliser,  # how it is scaled
 ) -> dict:  # fs and mv, arguments of `Rules`
-    "What rules must be told about their input."
+    "What rules must be told about their input. Raises `PeaceError` for other leads than the twelve."
     if spec.leads != SignalSpec().leads: raise PeaceError(f"Rules read the twelve leads {', '.join(SignalSpec().leads)}, but the signals have {', '.join(spec.leads)}.")
     return dict(fs=float(spec.fs), mv=float(np.ravel(normaliser.std)[0]))
 
@@ -215,7 +215,7 @@ def predict(
     mask: torch.Tensor | None = None,  # (B, 12)
     age_years: torch.Tensor | None = None,  # (B,), NaN where unknown; an adult's limits where not given
 ) -> torch.Tensor:  # (B, K) float32 logits
-    "Scores of the labels, 0 at the limit; never NaN."
+    "Scores of the labels, 0 at the limit; never NaN. Raises `PeaceError` where `calibration` was not given."
     fs, mv = (float(v) for v in self.calibration)
     if not (fs > 0 and mv > 0): raise PeaceError("Rules read millivolts and seconds: build them with fs and mv, which `peace_nb.methods.rules.calibration(spec, normaliser)` gives.")
     x = signals.detach().cpu().double().numpy() * mv

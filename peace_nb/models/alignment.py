@@ -56,7 +56,7 @@ def shared_labels(
     labels: torch.Tensor,  # (B, K) of 0, 1 and NaN
     weighting: str = "plain",  # "plain": 1 where any label is shared; "count": how many are
 ) -> torch.Tensor:  # (B, B)
-    "Which pairs of records share a positive label; NaN is never positive."
+    "Which pairs of records share a positive label; NaN is never positive. Raises `PeaceError` for an unknown weighting."
     positive = (labels == 1).float()
     count = positive @ positive.T
     if weighting == "count": return count

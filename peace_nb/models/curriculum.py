@@ -18,7 +18,7 @@ def ramp(
     progress: float,  # share of the training done, 0 to 1
     shape: str = "cosine",  # "cosine" or "linear"
 ) -> float:  # 0 at the start of training, 1 at its end
-    "How much of the calendar has passed."
+    "How much of the calendar has passed. Raises `PeaceError` for an unknown shape."
     p = min(max(float(progress), 0.0), 1.0)
     if shape == "linear": return p
     if shape == "cosine": return (1 - math.cos(math.pi * p)) / 2

@@ -32,7 +32,7 @@ def make_norm(
     kind: str,  # "batch", "group" or "none"
     channels: int,  # number of channels to normalise
 ) -> nn.Module:
-    "One normalisation layer for activations of shape (B, channels, 1, T)."
+    "One normalisation layer for activations of shape (B, channels, 1, T). Raises `PeaceError` for an unknown kind."
     if kind == "batch": return nn.BatchNorm2d(channels)
     if kind == "group": return nn.GroupNorm(8 if channels % 8 == 0 else 1, channels)
     if kind == "none": return nn.Identity()
@@ -60,6 +60,7 @@ def silence(
     "Start a residual branch at zero, so that the block begins as its own shortcut."
     last = branch[-1] if hasattr(branch[-1], "weight") else branch[-2]
     nn.init.zeros_(last.weight)
+    if last.bias is not None: nn.init.zeros_(last.bias)
 
 # %% ../../nbs/models/10_encoders.ipynb #191fe5f3
 class ResBlock(nn.Module):
@@ -201,7 +202,7 @@ def build_encoder(
     zero_init: bool = True,  # residual branches start at zero
     **own,  # settings that only a registered encoder has
 ) -> nn.Module:
-    "An encoder by name; `.config` holds what is needed to build it again."
+    "An encoder by name; `.config` holds what is needed to build it again. Raises `PeaceError` for a name or a setting that is none."
     common = dict(norm=norm, zero_init=zero_init)
     if size in ENCODER_SIZES:
         if own: raise PeaceError(f"The encoder {size!r} has no setting {', '.join(own)}.")

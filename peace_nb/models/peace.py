@@ -23,7 +23,7 @@ def compose_axes(
     embeddings: torch.Tensor,  # (K, A, dim)
     axes: str = "three",  # "three", or "fused" for one text per label
 ) -> torch.Tensor:  # (K, A, dim) or (K, 1, dim)
-    "The descriptors as the ablation asks for them."
+    "The descriptors as the ablation asks for them. Raises `PeaceError` for unknown axes."
     if axes == "three": return embeddings
     if axes == "fused": return embeddings.mean(1, keepdim=True)
     raise PeaceError(f"Unknown axes {axes!r}: choose 'three' or 'fused'.")

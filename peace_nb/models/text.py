@@ -180,7 +180,7 @@ def control_embeddings(
     kind: str, # "shuffled" (no label keeps its own texts) or "random"
     seed: int = 0,
 ) -> torch.Tensor: # (K, 3, dim) unit vectors without the labels' meaning
-    "Embeddings for the controls of an honest comparison."
+    "Embeddings for the controls of an honest comparison. Raises `PeaceError` for an unknown control."
     g, k = torch.Generator().manual_seed(seed), len(embeddings)
     if kind == "random": return torch.nn.functional.normalize(torch.randn(embeddings.shape, generator=g), dim=-1)
     if kind != "shuffled": raise PeaceError(f"control {kind!r} is not known; choose shuffled or random")

@@ -201,7 +201,7 @@ def predict_signals(
     batch_size: int=256,
     age_years=None,           # (B,), NaN where unknown; read by methods that know of age, and by no other
 ) -> np.ndarray:              # (B, K) float32 probabilities, columns in the order of `model.labels`
-    "Probabilities from prepared signals in millivolts"
+    "Probabilities from prepared signals in millivolts. Raises `PeaceError` for another shape, NaN in a recorded lead, or another number of ages"
     signals = np.asarray(signals, np.float32)
     mask = np.ones(signals.shape[:2], bool) if mask is None else np.asarray(mask, bool)
     want = (len(model.spec.leads), model.spec.n)
@@ -222,7 +222,7 @@ def predict_store(
     batch_size: int=256,
     labels: tuple=None,   # a subset to report; all of the model's where not given
 ) -> pd.DataFrame:        # record_id, patient_id, label, score, truth
-    "Probabilities and truths of a store's records, in long form"
+    "Probabilities and truths of a store's records, in long form. Raises `PeaceError` for a store prepared in another way, or an unknown label"
     if store.spec != model.spec: raise PeaceError(f"the store was prepared with {store.spec} and the model wants {model.spec}.")
     shown = tuple(labels or model.labels)
     if set(shown) - set(model.labels): raise PeaceError(f"the model has no label {', '.join(sorted(set(shown) - set(model.labels)))}.")
@@ -240,7 +240,7 @@ def predict_parts(
     split: pd.Series,           # of each record of the store, in its order: "train", "val", "test"
     parts: tuple=("val", "test"),
 ) -> pd.DataFrame:              # as `predict_store`, with the column part; a part without records has no rows
-    "Probabilities and truths of the validation and test records"
+    "Probabilities and truths of the validation and test records. Raises `PeaceError` for the split of another store, or empty parts"
     if len(split) != len(store): raise PeaceError(f"the split has {len(split)} records and {store.path} has {len(store)}.")
     rows = {part: np.flatnonzero((split == part).to_numpy()) for part in parts}
     if not any(map(len, rows.values())): raise PeaceError(f"{store.path}: no record is in the parts {', '.join(parts)}.")

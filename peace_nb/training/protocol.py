@@ -61,7 +61,7 @@ def rows_of(
     part: str,             # "train", "val" or "test"
     index: pd.Index=None,  # the store's record ids, checked against the split where given
 ) -> np.ndarray:           # (n,) int64 rows in ascending order
-    "Rows of the store that belong to one part of the split"
+    "Rows of the store that belong to one part of the split. Raises `PeaceError` for the split of another store, or an empty part"
     if index is not None and not split.index.equals(pd.Index(index)):
         raise PeaceError("the split was made for another store: its record ids differ from the store's.")
     rows = np.flatnonzero(split.to_numpy() == part)
@@ -113,7 +113,7 @@ def training_rows(
     split: pd.Series,       # "train", "val", "test", same index
     seed: int=0,            # of the support set
 ) -> tuple[np.ndarray, pd.DataFrame | None]:  # rows to train on, and the support set where one was drawn
-    "The rows a setting may train on: none, a support set, or the whole training split; never a validation or test row"
+    "The rows a setting may train on: none, a support set, or the whole training split; never a validation or test row. Raises `PeaceError` where a support set finds no positive"
     check_split(patients, split)
     train = rows_of(split, "train", labels.index)
     if how.shots == 0: return train[:0], None
@@ -207,7 +207,7 @@ def param_groups(
     module: nn.Module,
     weight_decay: float,  # for parameters with two dimensions or more
 ) -> list[dict]:
-    "Groups for AdamW: with weight decay and without, for each factor of the learning rate; frozen parameters in none"
+    "Groups for AdamW: with weight decay and without, for each factor of the learning rate; frozen parameters in none. Raises `PeaceError` where nothing can be trained"
     params = [p for p in module.parameters() if p.requires_grad]
     if not params: raise PeaceError(f"{getattr(module, 'name', 'the method')} has no parameter that can be trained.")
     factors, names = getattr(module, "lr_factors", {}), [(k, p) for k, p in module.named_parameters() if p.requires_grad]

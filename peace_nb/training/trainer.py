@@ -129,7 +129,7 @@ def resolve_precision(
 def make_accelerator(
     mixed_precision: str,  # "no", "bf16" or "fp16"
 ) -> Accelerator:
-    "An accelerator for this run; a previous run of the process with another precision is no obstacle"
+    "An accelerator for this run; a previous run of the process with another precision is no obstacle. Raises `PeaceError` for fp16 without a GPU"
     if mixed_precision == "fp16" and not torch.cuda.is_available():
         raise PeaceError("mixed_precision 'fp16' needs a GPU; use 'bf16' or 'no' on a CPU.")
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed_precision: AcceleratorState._reset_state()
@@ -272,7 +272,7 @@ def batches(self: Run, epoch: int) -> list:  # positions of each batch; pairs of
 # %% ../../nbs/training/31_trainer.ipynb #740f95c3
 @patch
 def validate(self: Run, epoch: int) -> float:
-    "Score the validation split, write a row of val.csv, keep the weights when they are the best so far"
+    "Score the validation split, write a row of val.csv, keep the weights when they are the best so far. Raises `PeaceError` where no label of the validation split has both classes"
     mine = np.arange(len(self.val_data))[self.acc.process_index::self.acc.num_processes]
     with self.ema.swapped() if self.ema else nullcontext():
         logits = predict_logits(self.method, self.val_data, 256, mine, self.acc.autocast)
@@ -455,7 +455,7 @@ def adaptation_data(
     source=None,         # (store, split) of the adults
     labels: tuple=(),
 ) -> tuple:              # training data and validation data
-    "What a method is adapted with: the target's rows, with the source beside them and without labels where the setting and the method say so"
+    "What a method is adapted with: the target's rows, with the source beside them and without labels where the setting and the method say so. Raises `PeaceError` for a source that is missing, or prepared in another way"
     kept, chooses = data(rows), data(val)
     reads = getattr(method, "reads_source", False)
     if (reads or not setting(how).labelled) and source is None:
