@@ -34,7 +34,7 @@ class Stage:
 
 # %% ../nbs/80_pipeline.ipynb #c7e5b5bd
 _cohort = lambda *own: Stage("50_cohorts", ("cohort_seed", "label_noise", *SIGNAL, *own), ("data",))
-_all, _read = ("data", "models", "methods", "training"), ("data", "training", "evaluation")
+_all, _read = ("data", "models", "methods", "training"), ("data", "methods", "training", "evaluation")
 STAGES = {
     "cohort-adult": _cohort("adult_root", "adult_patients"),
     "cohort-child": _cohort("child_root", "child_patients", "child_filter"),
