@@ -70,6 +70,21 @@ def test_predict_prints_json_and_draws(tmp_path, model, ecg):
     assert table.returncode == 0 and "no medical device" in table.stdout and "sinus tachycardia" in table.stdout
 
 
+def test_age_and_frame(tmp_path, model, smoke):
+    child = write(tmp_path, "child", simulate(1, population="child", seed=5, fs=500, seconds=10, age_days=120).signals[0], LEADS, 500)
+    plain, framed = cli.predict_record(child, model), cli.predict_record(child, model, 120 / 365.25, True)
+    assert plain["probabilities"] == cli.predict_record(child, model, 120 / 365.25)["probabilities"] and not plain["reads_age"]      # a network that reads no age
+    assert framed["probabilities"] != plain["probabilities"] and framed["frame"] and framed["age_years"] == 120 / 365.25
+    rules = smoke / "models" / "Rules" / "seed0"
+    adult, infant, fit = (cli.predict_record(child, rules, *how)["probabilities"] for how in ((), (120 / 365.25,), (120 / 365.25, True)))
+    assert adult["STACH"] > infant["STACH"] and fit["STACH"] < adult["STACH"], "an infant's rate is fast for an adult alone"
+    said = call("predict", child, "--model", rules)
+    assert said.returncode == 0 and "reads the patient's age" in said.stdout
+    for wrong, sentence in ((("--frame",), "needs the patient's age"), (("--age", "-1"), "An age of -1 years"), (("--age", "400"), "An age of 400 years")):
+        said = call("predict", child, "--model", model, *wrong)
+        assert said.returncode == 2 and sentence in said.stderr and "Traceback" not in said.stderr
+
+
 def test_evaluate_scores_a_cohort(smoke, model):
     said = call("evaluate", "ptb-xl", "--root", smoke / "cohorts" / "ptbxl", "--model", model, "--json", "--bootstrap", 50)
     assert said.returncode == 0, said.stderr
