@@ -963,6 +963,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'peace_nb/evaluation/reference.py'),
                                                'peace_nb.evaluation.reference._differs_sentence': ( 'evaluation/reference.html#_differs_sentence',
                                                                                                     'peace_nb/evaluation/reference.py'),
+                                               'peace_nb.evaluation.reference._lent': ( 'evaluation/reference.html#_lent',
+                                                                                        'peace_nb/evaluation/reference.py'),
                                                'peace_nb.evaluation.reference._others': ( 'evaluation/reference.html#_others',
                                                                                           'peace_nb/evaluation/reference.py'),
                                                'peace_nb.evaluation.reference._places': ( 'evaluation/reference.html#_places',

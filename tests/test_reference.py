@@ -118,6 +118,18 @@ def test_a_reference_comes_from_a_commit_and_forgets_old_tables(kept):
     shutil.rmtree(kept / "reference")
 
 
+def test_a_row_that_stands_by_an_absent_network_is_left_out(kept):
+    "Before adaptation DANN is ECG-only and shown with its seeds; a run without ECG-only shows fewer seeds, and that is no fault"
+    full = lambda folder, network, value: save_table(pd.DataFrame({"method": ["DANN", "PEACE"], "setting": ["zero-shot"] * 2, "network": [network, "PEACE"], "auroc": [value, 0.8]}), folder / "table_2_full.csv")
+    full(kept / "reference", "Random", 0.70)
+    few = build(kept / "few", methods=("DANN", "PEACE"))
+    full(few / "tables", "DANN", 0.75)
+    outcome = hold("demo", few, kept / "reference")
+    assert outcome.status == "reproduced" and "DANN, shown with the seeds of those, left out too" in outcome.sentence
+    save_table(pd.DataFrame({"method": ["DANN", "PEACE"], "setting": ["zero-shot"] * 2, "network": ["DANN", "PEACE"], "auroc": [0.75, 0.9]}), few / "tables" / "table_2_full.csv")
+    assert hold("demo", few, kept / "reference").status == "differs"
+
+
 def test_rows_are_matched_by_name():
     table = pd.DataFrame({"method": ["A", "A", "B"], "setting": ["x", "y", "x"], "auroc": ["0.7000", "0.8000", "0.9000"]})
     assert row_keys(table) == ["method", "setting"] and row_keys(table[["auroc"]]) == [] and row_keys(table.assign(setting="x")) == []

@@ -68,7 +68,7 @@ def _read(path: Path) -> pd.DataFrame: return pd.read_csv(path, dtype=str, keep_
 def compare_tables(
     reference: pd.DataFrame,  # all cells as text
     here: pd.DataFrame,
-    absent=(),                # methods that only one of the two ran: their rows and columns are not missed
+    absent=(),                # methods that only one of the two ran: rows and columns that name them are not compared
 ) -> tuple[int, float, list]: # numbers compared; largest difference of the agreeing cells, in tolerances; (row, column, there, here) of what differs
     "Compare two tables cell by cell"
     reference, here = (t[[c for c in t if not set(re.split(r" \| | − ", c)) & set(absent)]] for t in (reference, here))
@@ -78,8 +78,9 @@ def compare_tables(
     rows, own = dict(zip(name(reference), reference.to_dict("records"))), dict(zip(name(here), here.to_dict("records")))
     total, closest, differs = 0, 0.0, [(r, "", "no such row", "a row") for r, cells in own.items() if r not in rows and not set(absent) & set(cells.values())]
     for row, cells in rows.items():
+        if set(absent) & set(cells.values()): continue
         if row not in own:
-            if not set(absent) & set(cells.values()): differs.append((row, "", "a row", "no such row"))
+            differs.append((row, "", "a row", "no such row"))
             continue
         for column, cell in cells.items():
             n, apart = compare_cells(cell, own[row][column], column)
@@ -161,6 +162,12 @@ def _compare_all(build: Path, folder: Path, absent: list) -> tuple:
         numbers, tables, closest, differs = numbers + n, tables + 1, max(closest, apart), differs + [(place.stem, *f) for f in found]
     return numbers, tables, closest, differs, left
 
+def _lent(folders, absent) -> list:
+    "Methods that one side shows, in a cell of Table 2, by the network of a method that only one side ran"
+    full = [_read(f / "table_2_full.csv") for f in folders if (f / "table_2_full.csv").is_file()]
+    rows = [r for t in full if "network" in t for r in t[["method", "network"]].drop_duplicates().itertuples(index=False)]
+    return list(dict.fromkeys(r.method for r in rows if r.network in absent and r.method not in absent))
+
 def hold(
     profile: str,
     build: Path|str|None=None,   # default: paper/build/<profile>
@@ -175,9 +182,11 @@ def hold(
     alone = set(was["settings"]) ^ set(now["settings"])                                     # read by a method that one of the two did not run
     changed = _others(was["settings"], now["settings"], skip=("methods", *(alone if absent else ())))
     if changed: return Outcome("other settings", f"Not compared with the reference: it was made with other settings ({_told(changed)}).")
-    numbers, tables, closest, differs, left = _compare_all(build, folder, absent)
+    lent = _lent((folder, build / "tables"), absent)
+    numbers, tables, closest, differs, left = _compare_all(build, folder, absent + lent)
     machine, same = _others(was["environment"], now["environment"]), closest == 0
-    scope = f"{_count(numbers, 'number')} of {_count(tables, 'table')}" + (f" ({', '.join(absent)} run on one side only)" if absent else "")
+    scope = f"{_count(numbers, 'number')} of {_count(tables, 'table')}"
+    if absent: scope += f" ({', '.join(absent)} run on one side only" + (f"; so {', '.join(lent)}, shown with the seeds of those, left out too)" if lent else ")")
     tail = (f" Left out: {', '.join(left)}." if left else "") + (f" Other environment ({_told(machine)})." if machine else "")
     other = [k for k, v in was["data"].items() if k in now["data"] and now["data"][k] != v]
     tail += f" Not the same data, by fingerprint: {', '.join(other)}." if other else ""
