@@ -95,7 +95,7 @@ def _state(build: Path) -> dict:
     place = build / "provenance.json"
     if not place.is_file(): raise PeaceError(f"{place} does not exist: build the paper first.")
     made = json.loads(place.read_text(encoding="utf-8"))
-    profile = [step for step in made["steps"] if not {"+", "@"} & set(step["step"])]       # a row with + or @ has settings of its own
+    profile = [step for step in made["steps"] if not {"+", "@"} & set(step.get("step", ""))]       # a row with + or @ has settings of its own
     settings = {k: v for step in profile for k, v in (step.get("settings") or {}).items()}
     return {"profile": made["profile"], "note": made["note"], "commit": made.get("commit"), "modified": made.get("modified"), "data": made["data"], "settings": settings,
             "environment": {"python": made["python"], **made["packages"], "threads": max((s["threads"] for s in made["steps"]), default=1), "machine": f"{platform.system()} {platform.machine()}", "instructions": torch.backends.cpu.get_cpu_capability()}}
