@@ -42,7 +42,7 @@ STAGES = {
     "cohort-extra": _cohort("extra_test_patients"),
     "pretrain": Stage("51_pretrain", (*TRAIN, "batch_size", "learning_rate", "pretrain_epochs"), _all),
     "transfer": Stage("52_transfer", (*TRAIN, "finetune_batch_size", "finetune_learning_rate", "finetune_epochs", "child_settings", "extra_test_patients"), _all),
-    "age-frame": Stage("56_age_frame", ("methods", "seeds", "seeds_of", "frame_children", "cohort_seed", "label_noise", "extra_test_patients"), (*_all, "evaluation")),
+    "age-frame": Stage("56_age_frame", ("methods", "seeds", "seeds_of", "frame_children", "cohort_seed", "label_noise", "extra_test_patients", "bootstrap"), (*_all, "evaluation")),
     "sim2real-train": Stage("53_sim2real_train", (*SIGNAL, *TRAIN, *KNOWLEDGE, "text_model", "cohort_seed", "label_noise", "batch_size", "learning_rate", "sim2real_methods", "sim2real_records", "sim2real_epochs"), _all),
     "sim2real-test": Stage("54_sim2real_test", ("bootstrap", "sim2real_methods", "sim2real_least"), (*_all, "evaluation")),
     "table-1": Stage("60_table_1_cohorts", ("extra_test_patients",), ("data", "evaluation")),

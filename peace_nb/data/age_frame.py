@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RATES', 'AXES', 'VOLTAGES', 'ADULT_YEARS', 'BEFORE', 'AFTER', 'MOST', 'DOWER', 'FRAME', 'normal_rate', 'time_factor',
-           'stretch', 'r_peaks', 'time_map', 'pace_beats', 'turn_matrix', 'turn', 'voltage_factor', 'whole_records',
+           'stretch', 'r_peaks', 'time_map', 'pace_beats', 'turn_matrices', 'turn', 'voltage_factor', 'whole_records',
            'AgeFrame', 'FramedStore']
 
 # %% ../../nbs/data/03d_age_frame.ipynb #8964bc44
@@ -113,12 +113,16 @@ def _angles(age_years) -> tuple[np.ndarray, np.ndarray]:
     v1, v6 = (_curve(VOLTAGES, f"r_{v}", age_years) - _curve(VOLTAGES, f"s_{v}", age_years) for v in ("v1", "v6"))
     return np.radians(_curve(AXES, "axis", age_years)), np.arctan2(v1, v6)
 
-def turn_matrix(
-    age_years: float,
+def turn_matrices(
+    age_years,  # (B,) years
     beta: float,  # 0: unchanged; 1: all the way to the adult's direction
-) -> np.ndarray:  # (3, 3)
-    "Rotation of the heart vector: first in the horizontal, then in the frontal plane."
-    (f0, h0), (f1, h1) = _angles(age_years), _angles(ADULT_YEARS)
+) -> list:  # B rotations (3, 3)
+    "Rotations of the heart vector: first in the horizontal, then in the frontal plane."
+    f1, h1 = _angles(ADULT_YEARS)
+    return [_rotation(f0, h0, f1, h1, beta) for f0, h0 in zip(*_angles(age_years))]
+
+def _rotation(f0: float, h0: float, f1: float, h1: float, beta: float) -> np.ndarray:
+    "From one pair of angles to another, a share of the way."
     f, h = beta * (f1 - f0), -beta * (h1 - h0)                   # z points to the back, so the horizontal angle turns the other way
     frontal = np.array([[np.cos(f), -np.sin(f), 0], [np.sin(f), np.cos(f), 0], [0, 0, 1]])
     horizontal = np.array([[np.cos(h), 0, -np.sin(h)], [0, 1, 0], [np.sin(h), 0, np.cos(h)]])
@@ -134,10 +138,11 @@ def turn(
     "Turn the heart vector of each record towards the adult's direction."
     out = np.array(signals, np.float32)
     if not beta: return out
+    matrices = turn_matrices(age_years, beta)
     for i in np.flatnonzero(np.asarray(age_years) < ADULT_YEARS):
         have = np.asarray(mask[i], bool)
         if have.sum() < 3: continue                               # no vector can be had from fewer
-        change = DOWER[have] @ (turn_matrix(age_years[i], beta) - np.eye(3)) @ np.linalg.pinv(DOWER[have])
+        change = DOWER[have] @ (matrices[i] - np.eye(3)) @ np.linalg.pinv(DOWER[have])
         out[i, have] += (change @ signals[i, have]).astype(np.float32)
     return out
 

@@ -111,8 +111,10 @@ def draw_conditions(
     rng,       # numpy Generator
     p,         # people, from `draw_patients`
     force=(),  # labels forced on everyone, in this order; "NORM" removes all conditions
+    illnesses=None,  # "adult" or "child": whose conditions, and how often; None: those of the people themselves
 ):
     "Which conditions each heart has and how severe: dict name → severity in (0, 1], 0 where absent"
+    if illnesses: p = p | {"child": np.full(len(p["years"]), illnesses == "child")}
     n, z, child = len(p["years"]), p["risk"], p["child"]
     ill = rng.random(n) < np.where(child, .45, _expit(.55 + .9 * z))
     c = {k: np.zeros(n) for k in CONDITIONS}

@@ -267,21 +267,22 @@ class Simulation:
     def windows(self, i): return wave_windows(self.beats[i], self.table.iloc[i])
 
 # %% ../../nbs/data/03_simulator.ipynb #c305c60c
-def simulate_block(block, population="adult", seed=0, fs=500, seconds=10.0, site=None, label_noise=0.0, age_days=None, labels=None, records_per_patient=1.0):
+def simulate_block(block, population="adult", seed=0, fs=500, seconds=10.0, site=None, label_noise=0.0, age_days=None, labels=None, records_per_patient=1.0, illnesses=None):
     "The `block`-th hundred (0, 1, …) of the records of a seed: a `Simulation` of `BLOCK` records; arguments as for `simulate`"
-    if population not in ("adult", "child"): raise PeaceError(f"unknown population {population!r}: 'adult' or 'child'")
+    for whose in (population, illnesses or population):
+        if whose not in ("adult", "child"): raise PeaceError(f"unknown population {whose!r}: 'adult' or 'child'")
     if site is not None and site not in SITES: raise PeaceError(f"unknown site {site!r}: one of {', '.join(SITES)}")
     rng = np.random.default_rng([seed, block, population == "child"])
     new = rng.random(BLOCK) < 1 / records_per_patient; new[0] = True
     who = np.cumsum(new) - 1
     people = draw_patients(rng, BLOCK, population, age_days)
-    return simulate_people(rng, {k: v[who] for k, v in people.items()}, who, block, population, seed, fs, seconds, site, label_noise, labels)
+    return simulate_people(rng, {k: v[who] for k, v in people.items()}, who, block, population, seed, fs, seconds, site, label_noise, labels, illnesses)
 
 # %% ../../nbs/data/03_simulator.ipynb #f5c49846
-def simulate_people(rng, p, who, block=0, population="adult", seed=0, fs=500, seconds=10.0, site=None, label_noise=0.0, labels=None):
+def simulate_people(rng, p, who, block=0, population="adult", seed=0, fs=500, seconds=10.0, site=None, label_noise=0.0, labels=None, illnesses=None):
     "One recording of each heart in `p` (dict of arrays as `draw_patients` gives, one row a record); `who` numbers the people"
     n = len(p["years"])
-    c = draw_conditions(rng, p, labels or ())
+    c = draw_conditions(rng, p, labels or (), illnesses)
     where = np.array(list(SITES)[:2])[(rng.random(n) < .25).astype(int)] if site is None else np.full(n, site)
     lo, hi = np.array([SITES[w]["blur"] for w in where]).T
     p = dict(p, blur=lo + (hi - lo) * rng.random(n))
@@ -324,12 +325,13 @@ def simulate(
     age_days=None,            # fixed age, a number or one a record of the block; None draws ages
     labels=None,              # conditions forced on everyone: ("NORM",) removes all, ("NORM", "LBBB") leaves one
     records_per_patient=1.0,  # mean number of recordings a patient has
+    illnesses=None,           # "adult" or "child": whose illnesses, and how often, people of any age have; None: those of their own population
 ) -> Simulation:
     "Simulated recordings in memory. Raises `PeaceError` for an unknown population, site or label"
     if n < 1: raise PeaceError(f"n is {n}: at least one record")
     out, tables, truths, clean, beats = np.empty((n, 12, int(fs * seconds)), np.float32), [], [], [], []
     for i, s in enumerate(simulations(n, population=population, seed=seed, fs=fs, seconds=seconds, site=site, label_noise=label_noise, age_days=age_days,
-                                      labels=labels, records_per_patient=records_per_patient)):
+                                      labels=labels, records_per_patient=records_per_patient, illnesses=illnesses)):
         out[i * BLOCK:i * BLOCK + len(s)] = s.signals
         tables.append(s.table); truths.append(s.labels); clean.append(s.true_labels); beats += s.beats
     return Simulation(out, pd.concat(truths), pd.concat(tables), beats, pd.concat(clean))

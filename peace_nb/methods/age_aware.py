@@ -236,7 +236,8 @@ AGE_METHODS = {"PEACE-age": dict(age=True), "PEACE-bands": dict(age=False, bands
 
 def _register_age_aware(name: str, switches: dict):
     "Make a pair of switches known under a name."
-    @register_method(name, texts=band_texts if switches.get("bands") else knowledge_texts, reads_age=switches["age"])
+    texts, base = (band_texts, "PEACE-age" if switches["age"] else "PEACE") if switches.get("bands") else (knowledge_texts, None)
+    @register_method(name, texts=texts, reads_age=switches["age"], pretrained_as=base)
     def build(encoder, labels, embeddings=None, **cfg):
         if embeddings is None: raise PeaceError(f"{name} needs descriptor embeddings: pass those of method_texts({name!r}, labels).")
         return AgeAwarePEACE(encoder, embeddings, labels, **{**cfg, **switches})
