@@ -13,8 +13,9 @@ import pytest
 
 from conftest import ROOT
 from peace_nb.evaluation.tables import data_note, load_reported
-from peace_nb.pipeline import STAGES, build_paper, render_readme, run_step, step_names
+from peace_nb.pipeline import STAGES, build_paper, pretrained_as, render_readme, run_step, step_names
 from peace_nb.settings import PeaceError, load_profile
+from peace_nb.training.checkpoint import load_model
 
 TABLES = ("table_1_cohorts", "table_1_labels", "table_2_transfer", "table_2_full", "table_3_sim2real", "table_3_children")
 FIGURES = ("figure_1_framework", "figure_2_training", "figure_3_labels", "figure_4_ecgs")
@@ -96,6 +97,19 @@ def test_a_changed_setting_reruns_what_depends_on_it(smoke, tmp_path, key, value
 def test_only_the_method_that_reads_text_depends_on_it(smoke):
     from peace_nb.pipeline import stage_settings
     assert hasattr(stage_settings("pretrain", "smoke", "PEACE"), "lsbc_weight") and not hasattr(stage_settings("pretrain", "smoke", "ECG-only"), "lsbc_weight")
+
+
+def test_a_row_that_begins_with_anothers_pretraining_has_all_that_it_learned_and_remembers(smoke):
+    seen = set()
+    for name in load_profile("smoke").methods:
+        if not (base := pretrained_as(name)): continue
+        own, other = (load_model(smoke / "models" / m / "seed0") for m in (name, base))
+        a, b = own.method.state_dict(), other.method.state_dict()
+        shared = [k for k in a if k in b and not k.startswith(("prompts", "knowledge.compose.embeddings"))]
+        assert shared and all(a[k].equal(b[k]) for k in shared), f"{name} does not begin as {base}"
+        assert {k for k, _ in other.method.named_parameters()} <= set(shared)
+        seen |= set(shared)
+    assert "film.seen" in seen and "gate.ema" in seen      # the range of ages, and the gate's memory
 
 
 def test_an_unknown_parameter_is_a_fault():

@@ -45,6 +45,6 @@ def test_label_noise_flips_about_that_many():
     assert .08 < (clean != noisy).to_numpy().mean() < .12
 
 
-@pytest.mark.parametrize("kw, word", [(dict(population="dog"), "population"), (dict(labels=("LBB",)), "LBB"), (dict(site="moon"), "moon"), (dict(age_days=-3, population="child"), "age")])
+@pytest.mark.parametrize("kw, word", [(dict(population="dog"), "population"), (dict(labels=("LBB",)), "LBB"), (dict(site="moon"), "moon"), (dict(age_days=-3, population="child"), "age"), (dict(illnesses="dog"), "dog")])
 def test_wrong_input_is_one_sentence(kw, word):
     with pytest.raises(PeaceError, match=word): simulate(2, fs=100, **kw)

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['ALPHA', 'COMPARED', 'PLACE', 'GROUPS', 'ABLATIONS', 'COLORS', 'ASIDE', 'delong_parts', 'Cell', 'macro_draws',
            'macro_parts', 'make_cell', 'paired_difference', 'delong_labels', 'adult_child_gap', 'holm', 'Scores',
-           'from_frame', 'pooled_training', 'one_network', 'stand_ins', 'score_prints', 'shown_networks', 'families',
-           'training_scatter', 'compare_pairs', 'compare', 'told_setting', 'interval_of', 'claim_sentence',
-           'method_group', 'method_order', 'main_settings', 'forest']
+           'from_frame', 'pooled_training', 'one_network', 'stand_ins', 'score_prints', 'shown_networks',
+           'earlier_twins', 'families', 'training_scatter', 'compare_pairs', 'compare', 'told_setting', 'interval_of',
+           'with_intervals', 'claim_sentence', 'method_group', 'method_order', 'main_settings', 'forest']
 
 # %% ../../nbs/evaluation/41_statistics.ipynb #e032a321
 import hashlib
@@ -301,6 +301,15 @@ def shown_networks(
     prints = {(m, st): found for m in methods for st in settings if (found := score_prints(read(m, st)))}
     return {key: stand[0] for key, stand in stand_ins(prints).items()}
 
+def earlier_twins(
+    read,      # a function of method and setting: `Scores`
+    methods,   # in the order of the table or figure
+    settings,
+) -> dict:     # (method, setting) -> an earlier method that is the same network there
+    "The rows that would be drawn twice: DANN that has seen no child is ECG-only"
+    prints = {(m, st): score_prints(read(m, st)) for st in settings for m in methods}
+    return {(m, st): n for st in settings for i, m in enumerate(methods) for n in methods[:i] if one_network(prints[m, st], prints[n, st])}
+
 def families(
     cells: dict,  # (method, setting) -> `Cell`
 ) -> dict:        # method -> the family's name
@@ -395,6 +404,13 @@ def interval_of(
 ) -> tuple[float, float]:
     "The 95 % interval that belongs to the verdict: over patients and training, or over patients where training is not known"
     return (row["lo"], row["hi"]) if np.isnan(row["se_training"]) else (row["lo_all"], row["hi_all"])
+
+def with_intervals(
+    found: pd.DataFrame,  # of `compare` or `compare_pairs`
+) -> pd.DataFrame:
+    "The same rows, their `lo` and `hi` as `interval_of` gives them"
+    both = [interval_of(row) for row in found.to_dict("records")]
+    return found.assign(lo=[lo for lo, _ in both], hi=[hi for _, hi in both])
 
 def claim_sentence(
     row,  # a row of `compare` or `compare_pairs`
