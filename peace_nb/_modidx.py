@@ -1756,6 +1756,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'peace_nb.pipeline.child_stores': ('pipeline.html#child_stores', 'peace_nb/pipeline.py'),
                                    'peace_nb.pipeline.environment': ('pipeline.html#environment', 'peace_nb/pipeline.py'),
                                    'peace_nb.pipeline.expected_time': ('pipeline.html#expected_time', 'peace_nb/pipeline.py'),
+                                   'peace_nb.pipeline.framed_runs': ('pipeline.html#framed_runs', 'peace_nb/pipeline.py'),
                                    'peace_nb.pipeline.left_out': ('pipeline.html#left_out', 'peace_nb/pipeline.py'),
                                    'peace_nb.pipeline.pretrained_as': ('pipeline.html#pretrained_as', 'peace_nb/pipeline.py'),
                                    'peace_nb.pipeline.products': ('pipeline.html#products', 'peace_nb/pipeline.py'),

@@ -6,8 +6,8 @@
 __all__ = ['SIGNAL', 'TRAIN', 'KNOWLEDGE', 'TABLE', 'STAGES', 'VARIANTS', 'LAUNCHER', 'PACKAGES', 'FIXED_SHARE', 'EXTRA', 'Stage',
            'run_spec', 'pretrained_as', 'stage_settings', 'build_dir', 'check_parameters', 'source_state',
            'environment', 'run_notebook', 'step_name', 'run_step', 'left_out', 'step_names', 'expected_time',
-           'build_paper', 'products', 'require', 'read_split', 'told_apart', 'child_stores', 'render_readme',
-           'write_readme']
+           'build_paper', 'products', 'require', 'read_split', 'told_apart', 'framed_runs', 'child_stores',
+           'render_readme', 'write_readme']
 
 # %% ../nbs/80_pipeline.ipynb #b971bb63
 import contextlib, importlib.metadata, os, platform, re, subprocess, sys, threading, time
@@ -319,6 +319,11 @@ def told_apart(found:"pd.DataFrame", # predictions, with record_id and patient_i
               ) -> "pd.DataFrame":
     "The predictions, with ids that no other cohort has."
     return found.assign(**{c: EXTRA + found[c] for c in ("record_id", "patient_id")}) if cohort == "extra" else found
+
+def framed_runs(settings) -> list: # with methods, seeds and seeds_of; → (method, seed) pairs
+    "The networks of adults alone, at the profile's encoder and schedule: those that read children in the adult's frame."
+    from peace_nb.methods.protocol import registered
+    return [(m, k) for m, k in runs(settings) if not set(m) & set("@+") and not registered(m).adapts_unlabelled]
 
 def child_stores(build:Path) -> dict: # prefix of the ids in predictions → `SignalStore`
     "The children of a build: the first group, and the second where there is one."
