@@ -1750,6 +1750,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'peace_nb.pipeline._stderr_to': ('pipeline.html#_stderr_to', 'peace_nb/pipeline.py'),
                                    'peace_nb.pipeline._text_keys': ('pipeline.html#_text_keys', 'peace_nb/pipeline.py'),
                                    'peace_nb.pipeline._watch': ('pipeline.html#_watch', 'peace_nb/pipeline.py'),
+                                   'peace_nb.pipeline._why': ('pipeline.html#_why', 'peace_nb/pipeline.py'),
                                    'peace_nb.pipeline.build_dir': ('pipeline.html#build_dir', 'peace_nb/pipeline.py'),
                                    'peace_nb.pipeline.build_paper': ('pipeline.html#build_paper', 'peace_nb/pipeline.py'),
                                    'peace_nb.pipeline.check_parameters': ('pipeline.html#check_parameters', 'peace_nb/pipeline.py'),

@@ -255,7 +255,7 @@ def step_names(profile:str) -> list[str]:
 def _snakemake(profile:str, cores:int, targets, extra=()) -> list[str]:
     "The command line that builds `targets` (all of the paper where empty)."
     return [sys.executable, "-m", "snakemake", "--snakefile", str(project_root() / "paper" / "Snakefile"), "--directory", str(build_dir(profile)),
-            "--cores", str(cores), "--config", f"profile={profile}", "--rerun-incomplete", "--nolock", "--quiet", "all", *extra, "--", *targets]
+            "--cores", str(cores), "--config", f"profile={profile}", "--rerun-incomplete", "--nolock", "--quiet", "host", "progress", "reason", "rules", *extra, "--", *targets]
 
 # %% ../nbs/80_pipeline.ipynb #bea4b437
 FIXED_SHARE = 0.25   # of a profile's time, that does not depend on its methods
@@ -270,6 +270,11 @@ def expected_time(profile:str) -> str:
     return f"about {round(minutes)} minutes" if minutes < 100 else f"about {minutes / 60:.1f} hours"
 
 # %% ../nbs/80_pipeline.ipynb #8db23269
+def _why(log:Path, what:str) -> str:
+    "The sentences of the steps that failed, out of all that Snakemake had to say; or where to read on."
+    said = [line.removeprefix("peace-nb: ") for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.startswith("peace-nb: ")]
+    return f"{what}: {' '.join(said) or f'no step failed, and {log} says why.'} Run the same command again to continue from there."
+
 def build_paper(profile:str="demo", cores:int=2, targets=()) -> Path:
     "Build the paper of `profile`, or only `targets` (paths below its build folder); returns the build folder. Raises `PeaceError` where a step fails."
     from filelock import FileLock, Timeout
@@ -283,8 +288,9 @@ def build_paper(profile:str="demo", cores:int=2, targets=()) -> Path:
             if not targets: print(f"Profile {profile}: {expected_time(profile)} from nothing on the machine it is meant for; finished steps are kept.", flush=True)
             # the steps call `peace-nb`, which stands beside this interpreter
             env = {**os.environ, LAUNCHER: f"{os.getpid()}:{psutil.Process().create_time()}", "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])}
-            if subprocess.run(_snakemake(profile, cores, targets), env=env).returncode:
-                raise PeaceError(f"The paper of profile {profile!r} stopped: the sentence above names the step; run the same command again to continue from there.")
+            log = build / "graph.log"
+            with open(log, "w", encoding="utf-8") as told: code = subprocess.run(_snakemake(profile, cores, targets), env=env, stderr=told).returncode
+            if code: raise PeaceError(_why(log, f"The paper of profile {profile!r} stopped"))
     except Timeout: raise PeaceError(f"Another process is building {build}; wait for it or stop it.") from None
     return build
 

@@ -116,6 +116,14 @@ def test_an_unknown_parameter_is_a_fault():
     with pytest.raises(PeaceError, match="60_table_1_cohorts.ipynb has no parameter learning_rte"): run_step("table-1", "smoke", learning_rte=1)
 
 
+@pytest.mark.parametrize("said, told", [("peace-nb: 60.ipynb stopped in cell 3: no child.", "cell 3: no child"), ("MissingOutputException", "graph.log")])
+def test_a_graph_that_fails_says_why_or_where(monkeypatch, tmp_path, said, told):
+    monkeypatch.setattr("peace_nb.pipeline.build_dir", lambda profile: tmp_path)
+    monkeypatch.setattr("peace_nb.pipeline._snakemake", lambda *_: [sys.executable, "-c", f"import sys; sys.exit({said!r})"])
+    with pytest.raises(PeaceError, match=told): build_paper("smoke")
+    assert said in (tmp_path / "graph.log").read_text()
+
+
 def test_an_unset_root_is_told_before_any_work(monkeypatch):
     for name in ("PEACE_SAMPLE_DATA", "PEACE_ZZU_PECG", "PEACE_MIMIC_IV_ECG", "PEACE_PTB_XL"): monkeypatch.delenv(name, raising=False)
     for profile, variable in (("sample", "PEACE_SAMPLE_DATA"), ("paper", "PEACE_MIMIC_IV_ECG")):
