@@ -98,11 +98,14 @@ def stage_settings(stage:str,            # key of `STAGES`
     "The settings that `stage` may read, and no others; of a method with `@` or `+`, as its name changes them."
     p, keys, spec = load_profile(profile), STAGES[stage].settings, run_spec(method) if method else None
     if stage == "pretrain" and method: keys = (*keys, *_text_keys(spec.name))
-    return SimpleNamespace(**_as_named({k: getattr(p, k) for k in keys}, spec))
+    return SimpleNamespace(**_as_named({k: getattr(p, k) for k in keys}, spec, method))
 
-def _as_named(settings:dict, spec:SimpleNamespace|None) -> dict:
-    "Settings of a row: its own encoder, twice the epochs (`long`), no lead dropout (`12lead`)."
+def _as_named(settings:dict, spec:SimpleNamespace|None, method:str|None) -> dict:
+    "Settings of a row: its own encoder, twice the epochs (`long`), no lead dropout (`12lead`), the few-shot curve only where it is drawn."
     own = {}
+    if method and "child_settings" in settings:
+        from peace_nb.evaluation.statistics import ASIDE, main_settings, method_group
+        if method_group(method) in ASIDE: own["child_settings"] = tuple(main_settings(settings["child_settings"])[1:-1])
     if spec and spec.encoder: own["encoder"] = spec.encoder
     if spec and spec.variant == "long": own |= {k: 2 * v for k, v in settings.items() if k in ("pretrain_epochs", "finetune_epochs")}
     if spec and spec.variant == "12lead": own["lead_dropout"] = 0.0
