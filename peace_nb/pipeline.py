@@ -105,7 +105,8 @@ def _as_named(settings:dict, spec:SimpleNamespace|None, method:str|None) -> dict
     own = {}
     if method and "child_settings" in settings:
         from peace_nb.evaluation.statistics import ASIDE, main_settings, method_group
-        if method_group(method) in ASIDE: own["child_settings"] = tuple(main_settings(settings["child_settings"])[1:-1])
+        printed = {"10-shot", *main_settings(settings["child_settings"])}
+        if method_group(method) in ASIDE: own["child_settings"] = tuple(v for v in settings["child_settings"] if v in printed)
     if spec and spec.encoder: own["encoder"] = spec.encoder
     if spec and spec.variant == "long": own |= {k: 2 * v for k, v in settings.items() if k in ("pretrain_epochs", "finetune_epochs")}
     if spec and spec.variant == "12lead": own["lead_dropout"] = 0.0

@@ -57,7 +57,7 @@ class Profile:
     finetune_batch_size: int
     finetune_learning_rate: float    # peak, adaptation
     patience: int                    # epochs without a better validation AUROC
-    child_settings: tuple[str, ...]  # "zero-shot", "<k>-shot" (at most k positives a label), "full"; ablations and variants have the main ones
+    child_settings: tuple[str, ...]  # "zero-shot", "<k>-shot" (at most k positives a label), "full"; ablations and variants have those that tables print
     attention_records: int           # simulated records a label whose attribution is measured
     attention_steps: int             # points of integrated gradients
     frame_children: int              # simulated children on which the adult's frame of reference is chosen
