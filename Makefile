@@ -3,6 +3,8 @@ PROFILE ?= demo
 CORES ?= 2
 # A few methods instead of all of the profile's: make paper METHODS="PEACE DANN"
 METHODS ?=
+# One study instead of all: make paper STUDY=peace
+STUDY ?=
 PYTHON ?= python3
 ifeq ($(OS),Windows_NT)
 BIN := .venv/Scripts
@@ -21,12 +23,12 @@ endif
 	$(BIN)/python -c "import pathlib; pathlib.Path('.venv/.ready').touch()"
 
 paper: .venv/.ready
-	$(BIN)/peace-nb paper --profile $(PROFILE) --cores $(CORES) --methods "$(METHODS)"
+	$(BIN)/peace-nb paper --profile $(PROFILE) --cores $(CORES) --methods "$(METHODS)" --study "$(STUDY)"
 
 # One thread a process: two notebooks are tested at a time, and a result must not depend on the number of threads.
 test: export OMP_NUM_THREADS = 1
 test: .venv/.ready
-	$(BIN)/nbdev-test --n-workers $(CORES) --timing --skip-folder-re "^(paper|[_.])"
+	$(BIN)/nbdev-test --n-workers $(CORES) --timing --skip-folder-re "^(studies|[_.])"
 	$(BIN)/python -m pytest -q -n $(CORES) --dist loadfile
 
 readme: .venv/.ready

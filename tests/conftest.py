@@ -23,7 +23,7 @@ def alone(smoke):
 @pytest.fixture(scope="session")
 def smoke() -> Path:
     "The build folder of the smoke profile; nothing is run where it is up to date."
-    from peace_nb.pipeline import build_paper
+    from peace_nb.pipeline.build import build_paper
     here = Path.cwd()
     os.chdir(ROOT)
     try:

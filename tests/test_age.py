@@ -2,10 +2,11 @@
 import numpy as np
 import pandas as pd
 import pytest
-from peace_nb.data.believability import amplitudes, median_beat, qrs_bounds
-from peace_nb.data.norms import AGE_BANDS, AGE_EDGES, NORMS
-from peace_nb.data.simulator import simulate_block
-from peace_nb.evaluation.age import BANDS, YEAR, adult_thresholds, age_band, by_group, error_by_age, local_rate, shared_labels
+from peace_nb.simulation.believability import amplitudes, median_beat, qrs_bounds
+from peace_nb.ages.norms import AGE_BANDS, AGE_EDGES, NORMS
+from peace_nb.simulation.simulator import simulate_block
+from peace_nb.ages.bands import YEAR, bands as bands_of, cut
+from peace_nb.evaluation.age import adult_thresholds, by_group, error_by_age, local_rate, shared_labels
 from peace_nb.evaluation.metrics import combine_seeds
 from peace_nb.settings import PeaceError
 
@@ -15,7 +16,7 @@ def reader(n=400, seed=0, prefix="c"):
     rng = np.random.default_rng(seed)
     ids = np.array([f"{prefix}{i}" for i in range(n)])
     people = pd.DataFrame({"age_days": np.exp(rng.uniform(0, np.log(9000), n)), "sex": rng.choice(["F", "M"], n)}, index=pd.Index(ids, name="record_id"))
-    people["band"] = age_band(people["age_days"])
+    people["band"] = cut(people["age_days"], "reports")
     truth = {"NORM": rng.random(n) < .6, "RVH": rng.random(n) < .3}
     rows = [pd.DataFrame(dict(record_id=ids, patient_id=ids, label=k, score=np.clip(.5 * t + rng.normal(.3, .15, n), 0, 1), truth=t.astype(float))) for k, t in truth.items()]
     return pd.concat(rows, ignore_index=True), people
@@ -23,11 +24,11 @@ def reader(n=400, seed=0, prefix="c"):
 
 def test_bands_have_no_gap():
     days = np.arange(0, 17 * 366)
-    code = age_band(days).codes
-    assert (np.diff(code) >= 0).all() and set(code) == set(range(len(BANDS)))
-    assert age_band([30.99])[0] == "0–30 d" and age_band([31])[0] == "1–12 mo" and age_band([16 * YEAR])[0] == "adult"
-    assert age_band([np.nan]).isna().all()
-    with pytest.raises(PeaceError, match="negative"): age_band([-1])
+    code = cut(days, "reports").codes
+    assert (np.diff(code) >= 0).all() and set(code) == set(range(len(bands_of("reports"))))
+    assert cut([30.99], "reports")[0] == "0–30 d" and cut([31], "reports")[0] == "1–12 mo" and cut([16 * YEAR], "reports")[0] == "adult"
+    assert cut([np.nan], "reports").isna().all()
+    with pytest.raises(PeaceError, match="negative"): cut([-1], "reports")
 
 
 def test_groups_add_up_and_agree_with_the_whole():
@@ -37,7 +38,7 @@ def test_groups_add_up_and_agree_with_the_whole():
     assert np.allclose(one["auroc"], whole["auroc"]) and np.allclose(one["lo"], whole["lo"])
     bands = by_group(pred, people, n_boot=0)
     assert bands.groupby("level", observed=True)["records"].first().sum() == len(people)
-    assert list(dict.fromkeys(bands["level"])) == list(BANDS)
+    assert list(dict.fromkeys(bands["level"])) == list(bands_of("reports"))
 
 
 def test_order_of_people_does_not_matter():

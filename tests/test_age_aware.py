@@ -3,10 +3,10 @@ import numpy as np
 import pytest
 import torch
 
-from peace_nb.data.knowledge import POPULATIONS
-from peace_nb.data.signals import Normaliser, SignalSpec
+from peace_nb.ages.bands import POPULATIONS
+from peace_nb.signals.prepare import Normaliser, SignalSpec
 from peace_nb.methods.age_aware import AGE_LABELS, AGE_METHODS, AgeFiLM, band_of
-from peace_nb.methods.protocol import build_method, method_texts, registered
+from peace_nb.methods.registry import build_method, method_texts, registered
 from peace_nb.settings import PeaceError
 from peace_nb.training.checkpoint import load_model, save_model
 

@@ -4,10 +4,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from peace_nb.data.age_frame import FRAME, AgeFrame, FramedStore, pace_beats, r_peaks, stretch, time_factor, time_map
-from peace_nb.data.signals import SignalSpec
-from peace_nb.data.simulator import simulate, simulate_blocks
-from peace_nb.data.store import SignalStore, StoreDataset, fit_normaliser
+from peace_nb.ages.frame import FRAME, AgeFrame, FramedStore, pace_beats, r_peaks, stretch, time_factor, time_map
+from peace_nb.signals.prepare import SignalSpec
+from peace_nb.simulation.simulator import simulate, simulate_blocks
+from peace_nb.store.store import SignalStore
+from peace_nb.store.batches import StoreDataset, fit_normaliser
 from peace_nb.settings import PeaceError
 
 INFANT = simulate(1, population="child", seed=11, fs=500, age_days=60, labels=("NORM",)).signals

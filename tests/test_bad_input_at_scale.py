@@ -7,10 +7,11 @@ import pandas as pd
 import pytest
 import wfdb
 
-from peace_nb.data.cohorts import load_cohort
-from peace_nb.data.signals import FAULTS, LEADS, RecordError, SignalSpec
-from peace_nb.data.simulated_cohorts import write_simulated_cohort
-from peace_nb.data.store import SignalStore
+from peace_nb.cohorts.load import load_cohort
+from peace_nb.signals.prepare import FAULTS, LEADS, RecordError, SignalSpec
+from peace_nb.simulation.cohorts import write_simulated_cohort
+from peace_nb.store.build import build_store
+from peace_nb.store.store import SignalStore
 from peace_nb.settings import PeaceError
 
 N, EACH, LENGTH = 2000, 20, 3000           # records, records a fault (1 %), samples (6 s at 500 Hz)
@@ -124,7 +125,7 @@ def spoiled(tmp_path_factory):
 @pytest.fixture(scope="module")
 def built(spoiled, tmp_path_factory):
     "The store of the spoiled cohort."
-    return SignalStore.build(load_cohort("ptb-xl", spoiled[0]), SignalSpec(fs=100, band=None), tmp_path_factory.mktemp("stores") / "s", progress=False)
+    return build_store(load_cohort("ptb-xl", spoiled[0]), SignalSpec(fs=100, band=None), tmp_path_factory.mktemp("stores") / "s", progress=False)
 
 
 def test_every_spoiled_record_is_set_aside_by_kind_and_no_other(spoiled, built):

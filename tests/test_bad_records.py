@@ -8,10 +8,12 @@ import pytest
 import wfdb
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 
-from peace_nb.data.cohorts import load_cohort, read_record
-from peace_nb.data.signals import LEADS, SignalSpec, prepare_flagged
-from peace_nb.data.simulated_cohorts import write_simulated_cohort
-from peace_nb.data.store import SignalStore
+from peace_nb.cohorts.load import load_cohort
+from peace_nb.cohorts.records import read_record
+from peace_nb.signals.prepare import LEADS, SignalSpec, prepare_flagged
+from peace_nb.simulation.cohorts import write_simulated_cohort
+from peace_nb.store.build import build_store
+from peace_nb.store.store import SignalStore
 from peace_nb.settings import PeaceError
 
 
@@ -111,7 +113,7 @@ def test_a_cohort_goes_on_without_its_bad_records(tmp_path):
     raw = bytearray(file(4, ".dat").read_bytes()); raw[100] ^= 8; file(4, ".dat").write_bytes(bytes(raw))
     lines = file(5, ".hea").read_text().split("\n"); first = lines[0].split(); first[2] = "5000"; lines[0] = " ".join(first); file(5, ".hea").write_text("\n".join(lines))
     blank(file(6, ""), 1)
-    store = SignalStore.build(load_cohort("zzu-pecg", tmp_path / "z"), SignalSpec(fs=100), tmp_path / "s", progress=False)
+    store = build_store(load_cohort("zzu-pecg", tmp_path / "z"), SignalSpec(fs=100), tmp_path / "s", progress=False)
     aside = store.set_aside.set_index("record_id").reason
     assert sorted(aside.index) == sorted(ids[:6]) and store.meta["set_aside"] == 6 and len(store) == len(cohort) - 6
     for i, words in enumerate(["dat does not exist", "hea does not exist", "is truncated", "not a readable WFDB header", "checksum", "at least 5 s"]):

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 import wfdb
 
-from peace_nb.data import believability as bl, simulator
-from peace_nb.data.signals import LEADS
+from peace_nb.simulation import believability as bl, simulator
+from peace_nb.signals.prepare import LEADS
 
 SAMPLE = os.environ.get("PEACE_SAMPLE_DATA")
 needs_real = pytest.mark.skipif(not SAMPLE, reason="PEACE_SAMPLE_DATA is not set: no real records to measure")
@@ -59,7 +59,7 @@ def test_against_cardiologists():
 
 @needs_real
 def test_real_children_are_measured():
-    from peace_nb.data.cohorts import load_cohort
+    from peace_nb.cohorts.load import load_cohort
     cohort = load_cohort("zzu-pecg", Path(SAMPLE) / "zzu-pecg-sample")
     m = bl.measure_all((r, *cohort.signal(r)) for r in cohort.table.index)
     assert len(m) == 12 and m.rate.between(40, 200).all() and m.qrs.between(50, 110).all() and m.R_V6.between(.3, 4).all()

@@ -11,9 +11,9 @@ import wfdb
 from typer.testing import CliRunner
 
 from peace_nb import cli
-from peace_nb.data.labels import LABELS
-from peace_nb.data.signals import LEADS
-from peace_nb.data.simulator import simulate
+from peace_nb.labels.space import LABELS
+from peace_nb.signals.prepare import LEADS
+from peace_nb.simulation.simulator import simulate
 
 
 def call(*args) -> subprocess.CompletedProcess:

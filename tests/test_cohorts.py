@@ -8,12 +8,15 @@ import pytest
 import wfdb
 from hypothesis import given, settings, strategies as st
 
-import peace_nb.data.cohorts as cohorts
-from peace_nb.data.cohorts import check_disjoint, load_cohort, read_record, split_by_fold, split_by_patient
-from peace_nb.data.labels import LABELS
-from peace_nb.data.signals import LEADS, SignalSpec
-from peace_nb.data.simulated_cohorts import write_simulated_cohort
-from peace_nb.data.store import SignalStore
+import peace_nb.cohorts.tables as cohorts
+from peace_nb.cohorts.splits import check_disjoint, split_by_fold, split_by_patient
+from peace_nb.cohorts.load import load_cohort
+from peace_nb.cohorts.records import read_record
+from peace_nb.labels.space import LABELS
+from peace_nb.signals.prepare import LEADS, SignalSpec
+from peace_nb.simulation.cohorts import write_simulated_cohort
+from peace_nb.store.build import build_store
+from peace_nb.store.store import SignalStore
 from peace_nb.settings import PeaceError
 
 SAMPLE = os.environ.get("PEACE_SAMPLE_DATA")
@@ -66,7 +69,7 @@ def test_mimic_without_patients_has_no_age(copy, tmp_path):
     assert bare.table.age_days.isna().all() and bare.table.sex.isna().all()
     pd.testing.assert_frame_equal(load_cohort("mimic-iv-ecg", root, patients=moved).table, with_ages.table)
     with pytest.raises(PeaceError, match="nowhere.csv does not exist"): load_cohort("mimic-iv-ecg", root, patients=tmp_path / "nowhere.csv")
-    store = SignalStore.build(bare.part(bare.table.index[:5]), SignalSpec(fs=100), tmp_path / "s", progress=False)    # a table of NaN ages can be stored
+    store = build_store(bare.part(bare.table.index[:5]), SignalSpec(fs=100), tmp_path / "s", progress=False)    # a table of NaN ages can be stored
     assert store.table.age_days.isna().all()
 
 
@@ -169,7 +172,7 @@ def test_fifty_real_rows_of_the_zzu_table(tmp_path):
     assert len(c) == 50 and c.table.leads.isin([9, 12]).all() and c.table.seconds.between(5, 120).all() and c.table.bsqi.between(0, 1).all()
     assert len(c.coverage.unmatched) == 0 and (c.labels == 1).any(axis=1).mean() > .8
     with pytest.raises(PeaceError, match="no record of zzu-pecg could be used: Child_ecg.*does not exist"):
-        SignalStore.build(c, SignalSpec(fs=100), tmp_path / "s", progress=False)
+        build_store(c, SignalSpec(fs=100), tmp_path / "s", progress=False)
     assert not list(tmp_path.glob("s*"))
 
 

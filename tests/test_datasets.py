@@ -6,10 +6,11 @@ import pandas as pd
 import wfdb
 import yaml
 
-from peace_nb.data.cohorts import load_cohort, split_by_fold
-from peace_nb.data.labels import VOCABULARIES
-from peace_nb.data.signals import LEADS, SignalSpec, prepare
-from peace_nb.data.simulated_cohorts import write_simulated_cohort
+from peace_nb.cohorts.load import load_cohort
+from peace_nb.cohorts.splits import split_by_fold
+from peace_nb.labels.states import VOCABULARIES
+from peace_nb.signals.prepare import LEADS, SignalSpec, prepare
+from peace_nb.simulation.cohorts import write_simulated_cohort
 
 
 def test_dataset_zzu_layout_lengths_and_gains(samples):
@@ -65,7 +66,7 @@ def test_dataset_ptbxl_sample(samples):
 
 
 def test_dataset_zzu_checksums_are_the_published_ones():
-    with (importlib.resources.files("peace_nb.data") / "datasets.yaml").open(encoding="utf-8") as f: text = yaml.safe_load(f)
+    with (importlib.resources.files("peace_nb.datasets") / "datasets.yaml").open(encoding="utf-8") as f: text = yaml.safe_load(f)
     found = str(text)
     for md5 in ("ffbbb7ebd8ad4425b3a859739eb65eb1", "7612c5af0e01e052eb85792c5e362f12", "0bff597c23397c0d05a937fe09807ad4", "d7bb207d0f559c5f697bd7e442975718", "4782e8c17b478745853db85210ce46aa"):
         assert md5 in found

@@ -5,7 +5,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from peace_nb.data import knowledge as K
+from peace_nb.knowledge import descriptors as K
 from peace_nb.settings import PeaceError
 
 KEY = "test-key-of-nobody"

@@ -9,11 +9,12 @@ import torch
 from torch import nn
 import torch.nn.functional as F
 
-from peace_nb.data.labels import LABELS, PAPER9
-from peace_nb.data.signals import LEADS, SignalSpec
-from peace_nb.data.simulator import simulate_blocks
-from peace_nb.data.store import SignalStore, StoreDataset
-from peace_nb.methods.protocol import METHODS, Method, all_methods, build_method, method_texts, registered
+from peace_nb.labels.space import LABELS, PAPER9
+from peace_nb.signals.prepare import LEADS, SignalSpec
+from peace_nb.simulation.simulator import simulate_blocks
+from peace_nb.store.store import SignalStore
+from peace_nb.store.batches import StoreDataset
+from peace_nb.methods.registry import METHODS, Method, build_method, method_texts, registered
 from peace_nb.settings import PeaceError
 from peace_nb.training.checkpoint import Model, load_model, read_tensors, save_model
 from peace_nb.training.protocol import lead_keep, paired_batches, epoch_batches, rows_of, setting, train_normaliser
@@ -60,7 +61,7 @@ def batch_of(n=12, seed=0):
 
 def test_every_registered_method_says_what_it_needs():
     read = []
-    for name, known in all_methods().items():
+    for name, known in METHODS.items():
         assert " " not in name and isinstance(known.reads_source, bool) and isinstance(known.reads_reports, bool)
         if known.texts is not None and known.texts not in read:
             read.append(known.texts)

@@ -23,9 +23,9 @@ import pytest
 from typer.testing import CliRunner
 
 from peace_nb import cli
-from peace_nb.data import archives, catalogue, download
-from peace_nb.data.catalogue import Expected
-from peace_nb.data.download import DiskFull, Fetched, Policy, fetch_file, fetch_files
+from peace_nb.datasets import archives, catalogue, download
+from peace_nb.datasets.catalogue import Expected
+from peace_nb.datasets.download import DiskFull, Fetched, Policy, fetch_file, fetch_files
 from peace_nb.settings import PeaceError
 
 QUICK = Policy(pause=0.01, longest_pause=0.05, read_seconds=0.4, connect_seconds=2, tries=3)
@@ -265,7 +265,7 @@ def test_a_killed_run_leaves_parts_only_and_is_continued(server, tmp_path):
     many = [put(server, f"{i}.dat", BIG[:-1] + bytes([i])) for i in range(6)]
     server.tricks = {e.path: ["pace"] for e in many[1:]}
     listed = json.dumps([[e.path, e.digest, e.urls[0]] for e in many])
-    script = ("import json, sys; from peace_nb.data.download import *; from peace_nb.data.catalogue import Expected\n"
+    script = ("import json, sys; from peace_nb.datasets.download import *; from peace_nb.datasets.catalogue import Expected\n"
               "fetch_files([Expected(p, d, urls=(u,)) for p, d, u in json.loads(sys.argv[1])], sys.argv[2], Policy(jobs=2), progress=False)")
     run = subprocess.Popen([sys.executable, "-c", script, listed, str(tmp_path)])
     for _ in range(400):

@@ -10,12 +10,11 @@ import pandas as pd
 import pytest
 import torch
 
-from peace_nb.data.labels import LABELS
-from peace_nb.data.signals import LEADS, SignalSpec
-from peace_nb.data.simulator import simulate
-from peace_nb.evaluation.explain import (ATTRIBUTIONS, EVIDENCE, attribution, attributions, beat_waves, draw_attribution, enrichment, marked_waves, plot_attribution,
-                                         simulated_positives, untrained, window_mask, window_shares, window_spans)
-from peace_nb.methods.protocol import build_method
+from peace_nb.labels.space import LABELS
+from peace_nb.signals.prepare import LEADS, SignalSpec
+from peace_nb.simulation.simulator import simulate
+from peace_nb.evaluation.explain import ATTRIBUTIONS, EVIDENCE, attribution, attributions, beat_waves, draw_attribution, enrichment, marked_waves, plot_attribution, simulated_positives, untrained, window_mask, window_shares, window_spans
+from peace_nb.methods.registry import build_method
 from peace_nb.settings import PeaceError
 
 SAMPLES = os.environ.get("PEACE_SAMPLE_DATA")
@@ -127,7 +126,7 @@ def test_plots_with_absent_leads():
 
 @pytest.mark.skipif(not SAMPLES, reason="PEACE_SAMPLE_DATA is not set")
 def test_ludb_marks_become_windows():
-    from peace_nb.data.marked_cohorts import read_marks
+    from peace_nb.cohorts.marked import read_marks
     waves, (first, last) = marked_waves(read_marks(Path(SAMPLES) / "ludb" / "data" / "1"), 500.0, 5000)
     width = (waves["end"] - waves["start"]).groupby(waves["wave"]).median()
     assert 0 <= first < last <= 10 and set(waves["wave"]) == {"P", "QRS", "T"} and 0.05 < width["QRS"] < 0.2 and width["T"] > width["QRS"]

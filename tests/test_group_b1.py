@@ -7,10 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from peace_nb.data.labels import LABELS, PAPER9
-from peace_nb.data.signals import Normaliser, SignalSpec
-from peace_nb.data.store import SignalStore, StoreDataset
-from peace_nb.methods.protocol import build_method, method_texts, registered
+from peace_nb.labels.space import LABELS, PAPER9
+from peace_nb.signals.prepare import Normaliser, SignalSpec
+from peace_nb.store.store import SignalStore
+from peace_nb.store.batches import StoreDataset
+from peace_nb.methods.registry import build_method, method_texts, registered
 from peace_nb.methods.reports import ReportDataset, Reports, split_report
 from peace_nb.settings import PeaceError
 from peace_nb.training.checkpoint import load_model, predict_store, save_model
@@ -214,7 +215,7 @@ def test_mixed_precision_gives_the_same_losses_nearly(store, reports, normaliser
 # Real records
 
 def test_real_reports_of_ptb_xl_are_split_and_batched(samples):
-    from peace_nb.data.cohorts import load_cohort
+    from peace_nb.cohorts.load import load_cohort
     cohort = load_cohort("ptb-xl", samples / "ptb-xl-sample")
     text = cohort.table["report"]
     sentences = [split_report(r) for r in text]

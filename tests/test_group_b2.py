@@ -2,8 +2,8 @@
 import pytest
 import torch
 
-from peace_nb.data.labels import PAPER9
-from peace_nb.methods.protocol import METHODS, build_method, registered
+from peace_nb.labels.space import PAPER9
+from peace_nb.methods.registry import METHODS, build_method, registered
 from peace_nb.models.encoders import build_encoder
 
 TINY = {"resnet18": dict(width=0.125), "xresnet1d101": dict(width=0.125), "st-mem-vit-b": dict(width=1 / 12, depth=1), "wav2vec2-cmsc": dict(width=1 / 12, depth=1)}

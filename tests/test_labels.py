@@ -8,7 +8,12 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from peace_nb.data import labels as L
+from peace_nb.labels.aha import _finding_index, base_finding, labels_from_aha
+from peace_nb.labels.reports import labels_from_report, read_line
+from peace_nb.labels.scp import labels_from_scp
+from peace_nb.labels.snomed import labels_from_snomed
+from peace_nb.labels.space import LABELS, label_set
+from peace_nb.labels.states import VOCABULARIES
 from peace_nb.settings import PeaceError
 
 SAMPLE = os.environ.get("PEACE_SAMPLE_DATA")
@@ -26,25 +31,25 @@ def test_every_row_of_the_real_finding_dictionary_is_accounted_for():
     real = pd.read_csv(Path(SAMPLE) / "zzu-pecg-sample" / "ECGCode.csv", keep_default_na=False)
     assert len(real) == 105
     for column, vocabulary in (("AHA(Category&Code)", "aha"), ("CHN(Category&Code)", "chn")):
-        table, _ = L._finding_index(vocabulary)
+        table, _ = _finding_index(vocabulary)
         for code, finding in zip(real[column], real["Description"]):
-            key = L.base_finding(code) if code != "N/A" else finding.strip()
+            key = base_finding(code) if code != "N/A" else finding.strip()
             assert key in table.index, (vocabulary, key)
 
 
 @needs_sample
 def test_every_real_scp_statement_is_accounted_for():
     real = pd.read_csv(Path(SAMPLE) / "ptb-xl-sample" / "scp_statements.csv", index_col=0)
-    assert set(real.index) == set(L.VOCABULARIES["scp"].index)
+    assert set(real.index) == set(VOCABULARIES["scp"].index)
     rhythm = set(real.index[real["rhythm"] == 1])
-    assert rhythm == set(L.VOCABULARIES["scp"].query("kind == 'rhythm'").index)
+    assert rhythm == set(VOCABULARIES["scp"].query("kind == 'rhythm'").index)
 
 
 @needs_sample
 def test_real_zzu_rows_agree_between_both_vocabularies():
     rows = zzu_rows()
-    aha, coverage = L.labels_from_aha(rows["AHA_code"], strict=True)
-    chn, _ = L.labels_from_aha(rows["CHN_code"], vocabulary="chn")
+    aha, coverage = labels_from_aha(rows["AHA_code"], strict=True)
+    chn, _ = labels_from_aha(rows["CHN_code"], vocabulary="chn")
     pd.testing.assert_frame_equal(aha, chn)
     assert coverage.unmatched.empty and coverage.unannotated == 0
     assert aha.loc["P01128_E02", ["STACH", "AE", "LVH", "RVH", "STDEV"]].tolist() == [1] * 5
@@ -55,7 +60,7 @@ def test_real_zzu_rows_agree_between_both_vocabularies():
 @needs_sample
 def test_real_ptbxl_rows():
     t = pd.read_csv(Path(SAMPLE) / "ptb-xl-sample" / "ptbxl_database.csv", index_col="ecg_id")
-    y, coverage = L.labels_from_scp(t["scp_codes"].map(ast.literal_eval), t["heart_axis"], strict=True)
+    y, coverage = labels_from_scp(t["scp_codes"].map(ast.literal_eval), t["heart_axis"], strict=True)
     assert coverage.unmatched.empty and coverage.unannotated == 0
     plain = t["scp_codes"].map(ast.literal_eval).map(lambda d: d.get("NORM", 0))
     assert ((y["NORM"] == 1) == (plain >= 50)).all()
@@ -67,22 +72,22 @@ def test_real_ptbxl_rows():
 
 # ---------------------------------------------------------------- wrong input
 def test_unknown_codes_name_code_and_record():
-    with pytest.raises(PeaceError, match="rec7.*ZZZ"): L.labels_from_scp(pd.Series([{"ZZZ": 100.0}], index=["rec7"]), strict=True)
-    with pytest.raises(PeaceError, match="rec7.*123"): L.labels_from_snomed(pd.Series(["123"], index=["rec7"]), strict=True)
-    with pytest.raises(PeaceError, match="rec7.*X1"): L.labels_from_aha(pd.Series(["'X1+Modifier308'"], index=["rec7"]), strict=True)
-    y, coverage = L.labels_from_aha(pd.Series(["'X1'"], index=["rec7"]))
+    with pytest.raises(PeaceError, match="rec7.*ZZZ"): labels_from_scp(pd.Series([{"ZZZ": 100.0}], index=["rec7"]), strict=True)
+    with pytest.raises(PeaceError, match="rec7.*123"): labels_from_snomed(pd.Series(["123"], index=["rec7"]), strict=True)
+    with pytest.raises(PeaceError, match="rec7.*X1"): labels_from_aha(pd.Series(["'X1+Modifier308'"], index=["rec7"]), strict=True)
+    y, coverage = labels_from_aha(pd.Series(["'X1'"], index=["rec7"]))
     assert coverage.unmatched.to_dict() == {"X1": 1} and coverage.summary()["statements not in the table"] == 1
 
 
 def test_mistaken_arguments_end_in_one_sentence():
-    with pytest.raises(PeaceError, match="literal_eval"): L.labels_from_scp(pd.Series(["{'NORM': 100.0}"]))
-    with pytest.raises(PeaceError, match="heart_axis"): L.labels_from_scp(pd.Series([{"NORM": 100.0}]), pd.Series(["MID", "LAD"]))
-    with pytest.raises(PeaceError, match="vocabulary"): L.labels_from_aha(pd.Series(["'A1'"]), vocabulary="AHA")
-    with pytest.raises(PeaceError, match="paper9"): L.label_set("paper8")
+    with pytest.raises(PeaceError, match="literal_eval"): labels_from_scp(pd.Series(["{'NORM': 100.0}"]))
+    with pytest.raises(PeaceError, match="heart_axis"): labels_from_scp(pd.Series([{"NORM": 100.0}]), pd.Series(["MID", "LAD"]))
+    with pytest.raises(PeaceError, match="vocabulary"): labels_from_aha(pd.Series(["'A1'"]), vocabulary="AHA")
+    with pytest.raises(PeaceError, match="paper9"): label_set("paper8")
 
 
-@pytest.mark.parametrize("mapping,empty", [(L.labels_from_aha, [None, np.nan, "", "Null", "''"]), (L.labels_from_scp, [None, np.nan, {}]),
-                                           (L.labels_from_snomed, [None, np.nan, "", []]), (L.labels_from_report, [None, np.nan, [], ["", None, np.nan]])])
+@pytest.mark.parametrize("mapping,empty", [(labels_from_aha, [None, np.nan, "", "Null", "''"]), (labels_from_scp, [None, np.nan, {}]),
+                                           (labels_from_snomed, [None, np.nan, "", []]), (labels_from_report, [None, np.nan, [], ["", None, np.nan]])])
 def test_no_annotation_is_missing_not_negative(mapping, empty):
     y, coverage = mapping(pd.Series(empty, dtype=object))
     assert y.shape == (len(empty), 27) and y.isna().to_numpy().all() and coverage.unannotated == len(empty)
@@ -91,27 +96,27 @@ def test_no_annotation_is_missing_not_negative(mapping, empty):
 
 
 def test_duplicate_and_odd_indices_survive():
-    y, _ = L.labels_from_aha(pd.Series(["'C21'", "'C22'"], index=["same", "same"]))
+    y, _ = labels_from_aha(pd.Series(["'C21'", "'C22'"], index=["same", "same"]))
     assert y["STACH"].tolist() == [1, 0] and list(y.index) == ["same", "same"]
 
 
 # ---------------------------------------------------------------- rules between codes
 def test_assertion_outranks_doubt_outranks_silence():
-    y, _ = L.labels_from_aha(pd.Series(["'M161';'Abnormal Q wave'", "'M161'", "'C21'"]))
+    y, _ = labels_from_aha(pd.Series(["'M161';'Abnormal Q wave'", "'M161'", "'C21'"]))
     assert y["QWAVE"][0] == 1 and np.isnan(y["QWAVE"][1]) and y["QWAVE"][2] == 0
 
 
 @pytest.mark.parametrize("likelihood,want", [(0.0, 1), (15.0, np.nan), (35.0, np.nan), (50.0, 1), (100.0, 1)])
 def test_scp_likelihood(likelihood, want):
-    y, _ = L.labels_from_scp(pd.Series([{"LVH": likelihood, "SR": 0.0}]), pd.Series(["MID"]))
+    y, _ = labels_from_scp(pd.Series([{"LVH": likelihood, "SR": 0.0}]), pd.Series(["MID"]))
     np.testing.assert_equal(y["LVH"][0], want)
 
 
-@given(st.lists(st.sampled_from(sorted(L.VOCABULARIES["aha"].index)), max_size=6), st.sampled_from(sorted(L.VOCABULARIES["aha"].index)))
+@given(st.lists(st.sampled_from(sorted(VOCABULARIES["aha"].index)), max_size=6), st.sampled_from(sorted(VOCABULARIES["aha"].index)))
 @settings(max_examples=60, deadline=None)
 def test_one_more_finding_never_takes_a_label_away(codes, more):
     pack = lambda c: ";".join(f"'{x}'" for x in c)
-    before, after = (L.labels_from_aha(pd.Series([pack(c)]))[0].iloc[0] for c in (codes, codes + [more]))
+    before, after = (labels_from_aha(pd.Series([pack(c)]))[0].iloc[0] for c in (codes, codes + [more]))
     lost = set(before.index[before == 1]) - set(after.index[after == 1])
     assert lost <= {"AVB23"}    # flutter beside a block makes the block a possible conduction ratio
 
@@ -144,46 +149,46 @@ NOT_ASSERTED = {
 
 @pytest.mark.parametrize("line", ASSERTED)
 def test_line_asserts(line):
-    assert set(L.read_line(line).asserted) == set(ASSERTED[line].split())
+    assert set(read_line(line).asserted) == set(ASSERTED[line].split())
 
 
 @pytest.mark.parametrize("line", NOT_ASSERTED)
 def test_line_does_not_assert(line):
-    reading = L.read_line(line)
+    reading = read_line(line)
     assert not reading.asserted and set(reading.unknown) == set(NOT_ASSERTED[line].split())
 
 
 @pytest.mark.parametrize("line", ["--- Pediatric criteria used ---", "Report made without knowing the patient's age", "--- Possible measurement error ---", "Recording unsuitable for analysis"])
 def test_lines_about_the_recording_are_no_reading(line):
-    assert L.labels_from_report(pd.Series([[line]]))[0].isna().all(axis=None)
+    assert labels_from_report(pd.Series([[line]]))[0].isna().all(axis=None)
 
 
 @given(st.text(max_size=80))
 @settings(max_examples=200, deadline=None)
 def test_any_text_can_be_read(text):
-    assert set(L.read_line(text).asserted) <= set(L.LABELS)
+    assert set(read_line(text).asserted) <= set(LABELS)
 
 
 def test_report_given_as_one_string_equals_its_lines():
     lines = ["Atrial fibrillation", "Prolonged QT interval", "Abnormal ECG"]
-    a, b, c = (L.labels_from_report(pd.Series([v]))[0] for v in (lines, " | ".join(lines), "\n".join(lines)))
+    a, b, c = (labels_from_report(pd.Series([v]))[0] for v in (lines, " | ".join(lines), "\n".join(lines)))
     pd.testing.assert_frame_equal(a, b); pd.testing.assert_frame_equal(a, c)
 
 
 def test_reports_written_by_the_simulator_are_read_back():
-    cohorts = pytest.importorskip("peace_nb.data.simulated_cohorts")
+    cohorts = pytest.importorskip("peace_nb.simulation.phrases")
     rng = np.random.default_rng(5)
     truth = rng.random((600, 27)) < 0.06
     truth[:, 0] = ~truth[:, 1:].any(1)
-    truth[truth[:, L.LABELS.index("AFLT")], L.LABELS.index("AVB23")] = False
-    names = np.array(L.LABELS)
+    truth[truth[:, LABELS.index("AFLT")], LABELS.index("AVB23")] = False
+    names = np.array(LABELS)
     reports = [cohorts.mimic_report(set(names[t]), 120.0, rng) for t in truth]
-    y, coverage = L.labels_from_report(pd.Series(reports))
+    y, coverage = labels_from_report(pd.Series(reports))
     assert (y.to_numpy()[truth] == 1).all(), "a written finding was not read"
     assert not (y.to_numpy()[~truth] == 1).any(), "a finding was read that was not written"
 
 
 def test_many_reports_are_fast():
     lines = [["Sinus rhythm", "Left axis deviation", "Abnormal ECG"], ["Sinus tachycardia", "Possible left atrial abnormality"]] * 20_000
-    y, _ = L.labels_from_report(pd.Series(lines))
+    y, _ = labels_from_report(pd.Series(lines))
     assert y["LAD"].sum() == 20_000 and y["AE"].isna().sum() == 20_000

@@ -8,7 +8,15 @@ import pandas as pd
 import pytest
 from ecgbench.labels.zzu_pecg import parse_code_list
 
-from peace_nb.data import labels as L, mimic_rules as M, vocabularies as V, zzu_filters as Z
+from peace_nb.labels.aha import _SPH_WRITES, labels_from_aha, parts_of_finding
+from peace_nb.labels.reports import labels_from_report
+from peace_nb.labels.space import LABELS
+from peace_nb.labels.states import split_cell
+from peace_nb.labels.reports import score_statements
+from peace_nb.labels.aha import parts_of_finding, zzu_tokens
+from peace_nb.labels.others import CPSC, DISEASES, diseases_from_icd, labels_from_cpsc, labels_from_ludb, report_language, trusted
+from peace_nb.labels.snomed import CINC_SOURCES, labels_from_cinc
+from peace_nb.cohorts import zzu_filters as Z
 from peace_nb.settings import PeaceError
 
 SAMPLE = os.environ.get("PEACE_SAMPLE_DATA")
@@ -24,7 +32,7 @@ def zzu(name): return pd.read_csv(Path(SAMPLE) / "zzu-pecg-sample" / name)
 @pytest.mark.parametrize("name", ["AttributesDictionary.rows50.csv", "AttributesDictionary.csv"])
 def test_every_token_of_every_row_of_the_real_table_is_accounted_for(name):
     rows = zzu(name).set_index("ECG_ID")
-    tokens = V.zzu_tokens(rows)
+    tokens = zzu_tokens(rows)
     assert set(tokens["kind"]) <= {"mapped", "made unknown", "outside", "modifier", "disease", "other diagnosis"}
     for column in ("AHA_code", "CHN_code", "ICD-10 code"):     # counted by hand: every element, and every word glued to one
         cells = [t for v in rows[column] for t in parse_code_list(v)]
@@ -42,39 +50,39 @@ def test_all_105_findings_are_known_by_code_by_prose_and_with_every_modifier():
         prose = prose.strip()
         names = {"aha": [prose] + [aha] * (aha != "N/A"), "chn": [prose] + [chn.replace(" ", "")] * (chn != "N/A")}
         for vocabulary, tokens in names.items():
-            found = [V.parts_of_finding(t, vocabulary) for t in tokens]
+            found = [parts_of_finding(t, vocabulary) for t in tokens]
             assert found[0][0] != "unknown" and all(f == found[0] for f in found), (vocabulary, tokens)
         if not aha.startswith("Modifier"):
-            for m in modifiers: assert V.parts_of_finding(f"{prose}+{m}") == (V.parts_of_finding(prose)[0], [(m, True)])
+            for m in modifiers: assert parts_of_finding(f"{prose}+{m}") == (parts_of_finding(prose)[0], [(m, True)])
     words = real["Description"][real["AHA(Category&Code)"].str.startswith("Modifier")]
-    for w in words: assert V.parts_of_finding(f"F55+{w.strip()}", "chn")[1] == [(w.strip(), True)]
+    for w in words: assert parts_of_finding(f"F55+{w.strip()}", "chn")[1] == [(w.strip(), True)]
 
 
 @needs_sample
 def test_the_nineteen_diseases_are_those_of_the_real_dictionary():
     real = pd.read_csv(Path(SAMPLE) / "zzu-pecg-sample" / "DiseaseCode.csv", keep_default_na=False)
     real = real[~real["ICD-10 Code"].str.startswith("See")]
-    ours = V.DISEASES["group"].str.lower()
+    ours = DISEASES["group"].str.lower()
     assert {c: " ".join(g.split()).lower() for c, g in zip(real["ICD-10 Code"], real["Disease Type"])} == ours.to_dict()
 
 
 @needs_sample
 def test_diseases_of_real_rows_agree_with_an_independent_reading():
     rows = zzu("AttributesDictionary.rows50.csv").set_index("ECG_ID")
-    found = V.diseases_from_icd(rows["ICD-10 code"])
+    found = diseases_from_icd(rows["ICD-10 code"])
     by_hand = rows["ICD-10 code"].map(lambda v: {x.strip("' ") for x in str(v).split(";")})
-    for code in V.DISEASES.index: assert found[code].tolist() == [code in s for s in by_hand]
+    for code in DISEASES.index: assert found[code].tolist() == [code in s for s in by_hand]
     assert found.loc["P00418_E01", ["(FO) Q21.1", "Q21.1", "congenital heart disease"]].tolist() == [True, False, True]
     assert found.loc["P10188_E17", ["(F) I40.0", "myocarditis"]].all()
 
 
 def test_a_prefix_is_part_of_the_disease_whatever_the_spaces():
-    found = V.diseases_from_icd(pd.Series(["'(FO)Q21.1'", "'( FO )  Q21.1'", "'Q21.1'", np.nan, "Null", ""]))
+    found = diseases_from_icd(pd.Series(["'(FO)Q21.1'", "'( FO )  Q21.1'", "'Q21.1'", np.nan, "Null", ""]))
     assert found["(FO) Q21.1"].tolist() == [True, True, False, False, False, False] and found["Q21.1"].tolist() == [False, False, True, False, False, False]
 
 
 def test_a_modifier_of_doubt_makes_unknown_and_assertion_wins():
-    y, _ = L.labels_from_aha(pd.Series(["'K142+Modifier312'", "'K142+Modifier312';'K142'", "'K142+Modifier308'"]))
+    y, _ = labels_from_aha(pd.Series(["'K142+Modifier312'", "'K142+Modifier312';'K142'", "'K142+Modifier308'"]))
     assert np.isnan(y["LVH"][0]) and y["LVH"][1] == 1 and y["LVH"][2] == 1
 
 
@@ -83,56 +91,56 @@ def test_a_modifier_of_doubt_makes_unknown_and_assertion_wins():
 def test_the_whole_challenge_code_list_is_mapped_or_set_aside_with_a_reason(year, n):
     import ecgbench
     codes = pd.read_csv(Path(ecgbench.__file__).parent / "data" / f"challenge{year}_dx_mapping.csv", dtype=str)["snomed_code"]
-    y, coverage = V.labels_from_cinc(codes.map(lambda c: [c]), strict=True)
+    y, coverage = labels_from_cinc(codes.map(lambda c: [c]), strict=True)
     assert len(codes) == n and coverage.unmatched.empty and set(coverage.codes["fate"]) == {"mapped", "made unknown", "set aside"}
     assert (coverage.codes.loc[coverage.codes["labels"] == "", "reason"] != "").all()
 
 
 def test_cpsc_is_the_same_in_both_layouts():
-    for number, row in V.CPSC.iterrows():
-        a, _ = V.labels_from_cpsc(pd.Series([[int(number)]]), strict=True)
-        b, _ = V.labels_from_cinc(pd.Series([row["snomed"]]), "cpsc_2018", strict=True)
-        c, _ = V.labels_from_cpsc(pd.Series([row["abbreviation"]]), strict=True)
+    for number, row in CPSC.iterrows():
+        a, _ = labels_from_cpsc(pd.Series([[int(number)]]), strict=True)
+        b, _ = labels_from_cinc(pd.Series([row["snomed"]]), "cpsc_2018", strict=True)
+        c, _ = labels_from_cpsc(pd.Series([row["abbreviation"]]), strict=True)
         pd.testing.assert_frame_equal(a, b); pd.testing.assert_frame_equal(a, c)
         assert (a.iloc[0] == 1).sum() == 1 and a.iloc[0].isna().sum() == 19
-    with pytest.raises(PeaceError, match="r9.*'10'"): V.labels_from_cpsc(pd.Series([[10]], index=["r9"]), strict=True)
+    with pytest.raises(PeaceError, match="r9.*'10'"): labels_from_cpsc(pd.Series([[10]], index=["r9"]), strict=True)
 
 
 def test_no_source_denies_what_it_never_says():
-    for source in V.CINC_SOURCES.index:
-        y, _ = V.labels_from_cinc(pd.Series(["426783006"]), source)
-        assert y.loc[0, L._split(V.CINC_SOURCES.at[source, "silent"]) if V.CINC_SOURCES.at[source, "silent"] != "*" else list(L.LABELS)].isna().all()
-    with pytest.raises(PeaceError, match="no challenge source"): V.labels_from_cinc(pd.Series(["426783006"]), "paris")
-    with pytest.raises(PeaceError, match="index"): V.labels_from_cinc(pd.Series(["426783006"]), pd.Series(["ptb"], index=["other"]))
+    for source in CINC_SOURCES.index:
+        y, _ = labels_from_cinc(pd.Series(["426783006"]), source)
+        assert y.loc[0, split_cell(CINC_SOURCES.at[source, "silent"]) if CINC_SOURCES.at[source, "silent"] != "*" else list(LABELS)].isna().all()
+    with pytest.raises(PeaceError, match="no challenge source"): labels_from_cinc(pd.Series(["426783006"]), "paris")
+    with pytest.raises(PeaceError, match="index"): labels_from_cinc(pd.Series(["426783006"]), pd.Series(["ptb"], index=["other"]))
 
 
 def test_concepts_without_a_side_or_a_sign_deny_nothing_they_may_mean():
     "A bundle branch block of unstated side may be an incomplete right one; a fresh infarct may show in ST and T."
-    y, _ = V.labels_from_cinc(pd.Series(["6374002", "57054005"]), "ningbo", strict=True)
+    y, _ = labels_from_cinc(pd.Series(["6374002", "57054005"]), "ningbo", strict=True)
     assert y.loc[0, ["LBBB", "RBBB", "IRBBB"]].isna().all() and y.loc[0, "STDEV"] == 0
     assert y.loc[1, ["QWAVE", "STDEV", "TABN"]].isna().all() and y.loc[1, "RBBB"] == 0
 
 
 def test_what_a_source_hardly_ever_writes_is_not_denied_by_its_silence():
     "SPH can say junctional tachycardia and no other supraventricular one; CPSC's extra records carry one right axis and one Q wave."
-    y, _ = L.labels_from_aha(pd.Series(["1", "54", "50+346"]), vocabulary="sph", strict=True)
+    y, _ = labels_from_aha(pd.Series(["1", "54", "50+346"]), vocabulary="sph", strict=True)
     assert np.isnan(y.loc[0, "SVT"]) and y.loc[1, "SVT"] == 1 and np.isnan(y.loc[2, "SVT"]) and (y.loc[2, ["AFIB", "AFLT", "PAC"]] == [1, 0, 0]).all()
-    y, _ = V.labels_from_cinc(pd.Series(["427084000", "47665007,164917005,111975006"]), "cpsc_2018_extra", strict=True)
+    y, _ = labels_from_cinc(pd.Series(["427084000", "47665007,164917005,111975006"]), "cpsc_2018_extra", strict=True)
     assert y.loc[0, ["RAD", "LAD", "QWAVE", "LQT"]].isna().all() and (y.loc[1, ["RAD", "QWAVE", "LQT"]] == 1).all() and y.loc[0, "LVH"] == 0
 
 
 def test_cpsc_classes_written_as_decimals_are_the_same_classes():
     "A REFERENCE.csv that went through a spreadsheet or pandas once says `5.0`."
-    y, _ = V.labels_from_cpsc(pd.Series([["5", "2"], ["5.0", "2.0", "nan"], [5.0, 2.0, np.nan], "5.0,2.0"]), strict=True)
+    y, _ = labels_from_cpsc(pd.Series([["5", "2"], ["5.0", "2.0", "nan"], [5.0, 2.0, np.nan], "5.0,2.0"]), strict=True)
     assert (y.loc[0, ["RBBB", "AFIB"]] == 1).all() and all(y.loc[i].equals(y.loc[0]) for i in range(1, 4))
 
 
 def test_sph_grammar():
-    y, coverage = L.labels_from_aha(pd.Series(["60+310;147", "1", "1;1", "22;23", "153", "37+341+308"]), vocabulary="sph", strict=True)
+    y, coverage = labels_from_aha(pd.Series(["60+310;147", "1", "1;1", "22;23", "153", "37+341+308"]), vocabulary="sph", strict=True)
     assert y.loc[0, ["PVC", "TABN"]].tolist() == [1, 1] and y["NORM"].tolist() == [0, 1, 1, 0, 0, 0] and y.loc[4, ["STDEV", "TABN"]].tolist() == [1, 1]
     assert y["QWAVE"].isna().all() and y["LVHV"].isna().all() and coverage.unmatched.empty
-    for code in L._SPH_WRITES: assert L.parts_of_finding(code, "sph")[0] != "unknown"
-    with pytest.raises(PeaceError, match="999"): L.labels_from_aha(pd.Series(["999"]), vocabulary="sph", strict=True)
+    for code in _SPH_WRITES: assert parts_of_finding(code, "sph")[0] != "unknown"
+    with pytest.raises(PeaceError, match="999"): labels_from_aha(pd.Series(["999"]), vocabulary="sph", strict=True)
 
 
 @needs_sample
@@ -141,8 +149,8 @@ def test_ludb_reads_the_same_from_its_table_and_from_its_headers():
     table = pd.read_csv(root / "ludb.csv", index_col="ID").drop(columns=["Sex", "Age"])
     said = {i: [x for v in row.dropna() for x in str(v).splitlines()] for i, row in table.iterrows()}
     head = {i: (root / "data" / f"{i}.hea").read_text().split("<diagnoses>:")[1].replace("#", "").splitlines() for i in table.index}
-    a, coverage = V.labels_from_ludb(pd.Series(said), strict=True)
-    b, _ = V.labels_from_ludb(pd.Series(head), strict=True)
+    a, coverage = labels_from_ludb(pd.Series(said), strict=True)
+    b, _ = labels_from_ludb(pd.Series(head), strict=True)
     differ = (a.fillna(-1) != b.fillna(-1)).any(axis=1)
     assert coverage.unmatched.empty and len(a) == 200
     pacing = table["Cardiac pacing"].fillna("").str.contains("presence, undefined")     # written in the table only
@@ -153,23 +161,23 @@ def test_ludb_reads_the_same_from_its_table_and_from_its_headers():
 @needs_sample
 def test_reports_of_three_languages_are_told_apart_and_kept():
     t = pd.read_csv(Path(SAMPLE) / "ptb-xl-sample" / "ptbxl_database.csv", index_col="ecg_id")
-    language = V.report_language(t["report"])
+    language = report_language(t["report"])
     assert language.value_counts().to_dict() == {"de": 185, "en": 116, "sv": 45, "": 4}
-    assert language[4] == "de" and V.trusted(t).all() and V.trusted(t, second_opinion=True).sum() == 12 and V.trusted(t, validated=True).all()
-    with pytest.raises(PeaceError, match="second_opinion"): V.trusted(t.drop(columns="second_opinion"))
+    assert language[4] == "de" and trusted(t).all() and trusted(t, second_opinion=True).sum() == 12 and trusted(t, validated=True).all()
+    with pytest.raises(PeaceError, match="second_opinion"): trusted(t.drop(columns="second_opinion"))
 
 
 # ---------------------------------------------------------------- machine statements
 def test_statements_are_many_distinct_and_well_formed():
     assert len(STATEMENTS) >= 300 and STATEMENTS["statement"].str.lower().is_unique and (STATEMENTS["how"] != "").all()
     for a, u in zip(STATEMENTS["asserted"], STATEMENTS["unknown"]):
-        assert set(L._split(a) + L._split(u)) <= set(L.LABELS) and not set(L._split(a)) & set(L._split(u))
-    assert M.score_statements(STATEMENTS, L.LABELS)["statements"].min() >= 10
+        assert set(split_cell(a) + split_cell(u)) <= set(LABELS) and not set(split_cell(a)) & set(split_cell(u))
+    assert score_statements(STATEMENTS, LABELS)["statements"].min() >= 10
 
 
-@pytest.mark.parametrize("label", L.LABELS)
+@pytest.mark.parametrize("label", LABELS)
 def test_precision_and_recall_of_each_label(label):
-    row = M.score_statements(STATEMENTS, (label,)).loc[label]
+    row = score_statements(STATEMENTS, (label,)).loc[label]
     assert row["precision"] >= .95 and row["recall"] >= .95
 
 
@@ -177,14 +185,14 @@ def test_precision_and_recall_of_each_label(label):
                                         ("{} is now present", 1), ("No evidence of {}", 0), ("Possible {}", np.nan), ("{}, unchanged from previous tracing", 1)])
 @pytest.mark.parametrize("finding,of", [("atrial fibrillation", "AFIB"), ("left bundle branch block", "LBBB"), ("right ventricular hypertrophy", "RVH"), ("prolonged QT interval", "LQT")])
 def test_habits_hold_for_any_finding(line, label, finding, of):
-    y, _ = L.labels_from_report(pd.Series([["Sinus rhythm", line.format(finding)]]))
+    y, _ = labels_from_report(pd.Series([["Sinus rhythm", line.format(finding)]]))
     np.testing.assert_equal(y[of][0], label)
 
 
 # ---------------------------------------------------------------- filters
 def small():
     t = pd.DataFrame({"patient_id": ["a", "a", "b"], "age_days": [10.0, 5.0, np.nan], "leads": [12, 9, 12], "seconds": [10.0, 10.0, 4.0], "quality": "", "bassqi": np.nan, "disease_groups": None}, index=["1", "2", "3"])
-    y = pd.DataFrame(0.0, index=t.index, columns=list(L.LABELS)); y["NORM"] = 1
+    y = pd.DataFrame(0.0, index=t.index, columns=list(LABELS)); y["NORM"] = 1
     return t, y
 
 

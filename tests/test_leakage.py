@@ -6,10 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from peace_nb.data.cohorts import load_cohort
-from peace_nb.data.leakage import audit, copies
-from peace_nb.data.signals import LEADS, SignalSpec
-from peace_nb.data.store import SignalStore
+from peace_nb.cohorts.load import load_cohort
+from peace_nb.store.leakage import audit, copies
+from peace_nb.signals.prepare import LEADS, SignalSpec
+from peace_nb.store.build import build_store
+from peace_nb.store.store import SignalStore
 from peace_nb.settings import PeaceError
 
 SPEC = SignalSpec(fs=100)
@@ -87,6 +88,6 @@ def test_real_records_are_found_at_their_other_rate(tmp_path):
     real = real.part(real.table.index[:80])
     low = real.part(real.table.index)
     low.table = low.table.assign(path=low.table.path.str.replace("records500", "records100").str.replace("_hr", "_lr"), fs=100.0)
-    high, low = (SignalStore.build(c, SPEC, tmp_path / n, progress=False) for c, n in ((real, "high"), (low, "low")))
+    high, low = (build_store(c, SPEC, tmp_path / n, progress=False) for c, n in ((real, "high"), (low, "low")))
     pairs = found(high, low)
     assert sum(a == b for a, b in pairs) >= 78 and all(a == b for a, b in pairs)

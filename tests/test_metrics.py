@@ -4,8 +4,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import average_precision_score, balanced_accuracy_score, f1_score, roc_auc_score
 
-from peace_nb.evaluation.metrics import (bootstrap_auroc, combine_seeds, draws, fit_thresholds, panel, patient_weights, scorable, summarise,
-                                         weighted_auprc, weighted_auroc)
+from peace_nb.evaluation.metrics import bootstrap_auroc, combine_seeds, draws, fit_thresholds, panel, patient_weights, scorable, summarise, weighted_auprc, weighted_auroc
 from peace_nb.settings import PeaceError
 from peace_nb.training.trainer import macro_auroc
 

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from peace_nb.data.labels import LABELS, PAPER9
-from peace_nb.methods.protocol import Method, build_method
+from peace_nb.labels.space import LABELS, PAPER9
+from peace_nb.methods.registry import Method, build_method
 from peace_nb.settings import PeaceError
 
 K = len(LABELS)

@@ -8,11 +8,14 @@ import pytest
 import wfdb
 from scipy.io import loadmat, savemat
 
-from peace_nb.data.cohorts import cohort_names, load_cohort, read_window, split_by_patient
-from peace_nb.data.labels import LABELS
-from peace_nb.data.marked_cohorts import LEIPZIG_LABELS, read_marks, windows
-from peace_nb.data.signals import LEADS, RecordError, SignalSpec, prepare
-from peace_nb.data.store import SignalStore
+from peace_nb.cohorts.load import cohort_names, load_cohort
+from peace_nb.cohorts.records import read_window
+from peace_nb.cohorts.splits import split_by_patient
+from peace_nb.labels.space import LABELS
+from peace_nb.cohorts.marked import LEIPZIG_LABELS, read_marks, windows
+from peace_nb.signals.prepare import LEADS, RecordError, SignalSpec, prepare
+from peace_nb.store.build import build_store
+from peace_nb.store.store import SignalStore
 from peace_nb.settings import PeaceError
 
 def heart(seconds, fs, leads=12, seed=0):
@@ -93,7 +96,7 @@ def test_dataset_cinc_people_and_sources(cinc):
 
 
 def test_dataset_cinc_all_rates_and_lengths_become_one_shape(cinc, tmp_path):
-    store = SignalStore.build(cinc[0], SignalSpec(fs=100), tmp_path / "s", progress=False)
+    store = build_store(cinc[0], SignalSpec(fs=100), tmp_path / "s", progress=False)
     assert len(store) == len(cinc[0]) and store.mask.all() and not len(store.set_aside)
     x, _ = store.batch(np.arange(len(store)))
     for i, rid in enumerate(store.table.index):
@@ -111,7 +114,7 @@ def test_dataset_cinc_damage_is_set_aside(tmp_path):
     (folder / "E00003.hea").write_text("\n".join(["E00003 12 500 500000/mV 16 0 15 31255 0 I", *rest]) + "\n")     # as JS01052 of ecg-arrhythmia 1.0.0
     (folder / "E00004.hea").write_bytes(b"\xff" * 300)
     cohort = load_cohort("cinc", tmp_path / "c")
-    store = SignalStore.build(cohort, SignalSpec(fs=100), tmp_path / "s", progress=False)
+    store = build_store(cohort, SignalSpec(fs=100), tmp_path / "s", progress=False)
     kinds = store.set_aside.set_index("record_id").kind.to_dict()
     assert kinds == {"E00000": "checksum", "E00001": "truncated", "E00002": "missing signal", "E00003": "bad header", "E00004": "bad header"}
     assert list(store.table.index) == ["E00005"] and cohort.labels.loc["E00004"].isna().all()
@@ -157,7 +160,7 @@ def test_headers_without_checksums_do_not_stop_a_cohort(tmp_path):
     (tmp_path / "._E00002.hea").write_bytes(b"\x00\x05\x16\x07Mac OS X")                             # what an archive packed on a Mac leaves
     c = load_cohort("cinc", tmp_path)
     assert list(c.table.index) == ["E00001", "E00002"] and c.signal("E00002")[1].all()
-    store = SignalStore.build(c, SignalSpec(fs=100), tmp_path / "s", progress=False)
+    store = build_store(c, SignalSpec(fs=100), tmp_path / "s", progress=False)
     assert list(store.table.index) == ["E00002"] and store.set_aside.kind.tolist() == ["lead names"]
 
 
@@ -183,7 +186,7 @@ def test_header_of_the_last_release_and_a_record_that_lost_its_letter(tmp_path):
     c = load_cohort("cinc", tmp_path)
     x, mask = c.signal("S23074")
     assert mask.all() and np.abs(x - truth).max() < 1e-6 and c.labels.loc["S23074", "SBRAD"] == 1 and c.table.source["S23074"] == "ningbo"
-    store = SignalStore.build(c, SignalSpec(fs=100), tmp_path / "s", progress=False)
+    store = build_store(c, SignalSpec(fs=100), tmp_path / "s", progress=False)
     assert np.abs(store.batch(np.arange(1))[0][0] - prepare(truth, LEADS, 500, SignalSpec(fs=100))[0]).max() < 6e-4
 
 
@@ -326,7 +329,7 @@ def test_dataset_chapman_as_first_released(tmp_path):
     said = {r: set(c.labels.columns[c.labels.loc[r] == 1]) for r in c.labels.index}
     assert said == {"MUSE_1": {"AFIB", "RBBB", "TABN"}, "MUSE_2": {"AFLT"}, "MUSE_3": {"SBRAD", "LAFB"}} and c.labels.loc["MUSE_3", "LBBB"] == 0
     assert c.labels[["NORM", "IRBBB"]].isna().all(axis=None) and c.table.sex.tolist() == ["M", "F", None] and c.table.age_days["MUSE_1"] == 85 * 365.25 and c.coverage.unmatched.empty
-    store = SignalStore.build(c, SignalSpec(fs=100), tmp_path / "s", progress=False)
+    store = build_store(c, SignalSpec(fs=100), tmp_path / "s", progress=False)
     assert list(store.table.index) == ["MUSE_1"] and store.set_aside.set_index("record_id").kind.to_dict() == {"MUSE_2": "lead names", "MUSE_3": "missing signal"}
     (tmp_path / "Diagnostics.csv").rename(tmp_path / "Diagnostics.xlsx")
     with pytest.raises(PeaceError, match="Diagnostics.xlsx"): load_cohort("chapman", tmp_path)
@@ -385,7 +388,7 @@ def test_dataset_leipzig_windows_are_stretches_of_the_record(leipzig, tmp_path):
         first = int(rid.split("@")[1])
         assert fs == 977 and np.allclose(x, whole[:, first: first + 9770], atol=1e-9) and np.abs(x - signals[row.path][:, first: first + 9770]).max() <= 2.6e-4
         assert names[-1] == ("CS90" if row.path == "x007" else "RVA12") and row.channels.split("|") == names
-    store = SignalStore.build(c, SignalSpec(fs=100), tmp_path / "s", progress=False)
+    store = build_store(c, SignalSpec(fs=100), tmp_path / "s", progress=False)
     assert len(store) == 6 and store.mask.all() and not len(store.set_aside) and store.spec.n == 1000
     assert abs(c.table.age_days.iloc[0] / 365.25 - 14.3) < .01 and c.table.sex.tolist() == ["M"] * 4 + ["F"] * 2 and c.table.patient_id.nunique() == 2
     assert len(load_cohort("leipzig", root, seconds=5, every=2.5).table) == 15 + 9

@@ -12,8 +12,11 @@ import pandas as pd
 import pytest
 
 from conftest import ROOT
-from peace_nb.evaluation.tables import data_note, load_reported
-from peace_nb.pipeline import STAGES, build_paper, pretrained_as, render_readme, run_step, step_names
+from peace_nb.pipeline.tables import data_note, load_reported
+from peace_nb.pipeline.steps import STEPS, jobs, left_out, step_names
+from peace_nb.pipeline.build import build_paper, run_step
+from peace_nb.pipeline.rows import pretrained_as
+from peace_nb.pipeline.readme import render_readme
 from peace_nb.settings import PeaceError, load_profile
 from peace_nb.training.checkpoint import load_model
 
@@ -24,9 +27,15 @@ FIGURES = ("figure_1_framework", "figure_2_training", "figure_3_labels", "figure
 def plan(settings=ROOT / "settings.ini", profile="smoke") -> set[str]:
     "Rules that Snakemake would run under these settings."
     said = subprocess.run([sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "paper" / "Snakefile"), "--directory", str(ROOT / "paper" / "build" / profile), "--cores", "1",
-                           "--config", f"profile={profile}", "--nolock", "--dry-run"], capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PEACE_SETTINGS": str(settings)})
+                           "--config", f"profile={profile}", "study=", "--nolock", "--dry-run"], capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PEACE_SETTINGS": str(settings)})
     assert said.returncode == 0, said.stderr
-    return set(re.findall(r"^(?:local)?rule (\w+):", said.stdout + said.stderr, re.M)) - {"all"}
+    return {kind_of(rule) for rule in re.findall(r"^(?:local)?rule (\S+):", said.stdout + said.stderr, re.M)} - {"all"}
+
+
+def kind_of(rule: str) -> str:
+    "The step of a job: `pretrain_PEACE_seed0` is a `pretrain`, every cohort a `cohort`."
+    name = next((s.name for s in STEPS if rule == s.name or rule.startswith(f"{s.name}_")), rule)
+    return name.split("-")[0] if name.startswith("cohort-") else name
 
 
 def test_the_paper_holds_what_was_promised(smoke):
@@ -35,7 +44,7 @@ def test_the_paper_holds_what_was_promised(smoke):
     for name in FIGURES:
         assert (smoke / "figures" / f"{name}.png").stat().st_size > 10_000 and (smoke / "figures" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
     executed = set(step_names("smoke"))
-    assert executed <= {p.stem for p in (smoke / "notebooks").glob("*.ipynb")} and {s.split("_")[0] for s in executed} == set(STAGES)
+    assert executed <= {p.stem for p in (smoke / "notebooks").glob("*.ipynb")} and {j.step.name for j in jobs("smoke")} == {s.name for s in STEPS} - left_out(load_profile("smoke"))
     report = (smoke / "report.html").read_text(encoding="utf-8")
     for name in executed: assert f"notebooks/{name}.html" in report and (smoke / "notebooks" / f"{name}.html").exists()
     assert data_note("smoke") in report
@@ -44,7 +53,7 @@ def test_the_paper_holds_what_was_promised(smoke):
 def test_every_step_left_a_record(smoke):
     made = json.loads((smoke / "provenance.json").read_text(encoding="utf-8"))
     assert made["note"] == data_note("smoke") and made["real_cohorts"] == []
-    assert {s["step"].split("_")[0] for s in made["steps"]} == set(STAGES)
+    assert {s["step"].split("_")[0] for s in made["steps"]} == {s.name for s in STEPS} - left_out(load_profile("smoke"))
     for s in made["steps"]:
         assert s["seconds"] > 0 and s["peak_memory_mb"] > 0 and s["parameters"]["profile"] == "smoke" and s["packages"]["torch"] and "commit" in s, s["step"]
     assert set(made["data"]) >= {"adult", "child", "ptbxl", "extra"} and all(made["data"].values())
@@ -57,7 +66,7 @@ def test_reported_numbers_come_from_the_file_alone(smoke):
     assert wide.loc["ECG-only", "children, full"].endswith("| - | -")
     full = pd.read_csv(smoke / "tables" / "table_2_full.csv")
     assert set(full["data"]) == {"simulated cohorts"} and set(full["profile"]) == {"smoke"} and (full["seeds"] == 1).all()
-    sources = [p for p in [*ROOT.glob("nbs/**/*.ipynb"), ROOT / "paper" / "manuscript.typ", ROOT / "README.md", ROOT / "settings.ini"] if ".ipynb_checkpoints" not in p.parts]
+    sources = [p for p in [*ROOT.glob("nbs/**/*.ipynb"), *ROOT.glob("paper/**/*.typ"), ROOT / "README.md", ROOT / "settings.ini"] if ".ipynb_checkpoints" not in p.parts]
     told = load_reported()
     numbers = {str(v) for table in ("headline", "table_transfer", "table_ablation") for row in told[table].values() for v in row.values() if v}
     for p in sources:
@@ -77,9 +86,9 @@ def test_a_second_call_runs_nothing(smoke, alone):
 
 
 @pytest.mark.parametrize("key, value, stale, fresh", [
-    ("bootstrap", "90", {"table_2", "figure_3", "sim2real_test"}, {"cohort", "pretrain", "transfer", "sim2real_train", "figure_2"}),
-    ("lsbc_weight", "0.3", {"pretrain", "transfer", "sim2real_train"}, {"cohort", "table_1", "figure_4"}),
-    ("finetune_epochs", "1", {"transfer", "table_2"}, {"cohort", "pretrain", "figure_2", "sim2real_train"}),
+    ("bootstrap", "90", {"table-2", "figure-3", "sim2real-test"}, {"cohort", "pretrain", "transfer", "sim2real-train", "figure-2"}),
+    ("lsbc_weight", "0.3", {"pretrain", "transfer", "sim2real-train"}, {"cohort", "table-1", "figure-4"}),
+    ("finetune_epochs", "1", {"transfer", "table-2"}, {"cohort", "pretrain", "figure-2", "sim2real-train"}),
 ])
 def test_a_changed_setting_reruns_what_depends_on_it(smoke, tmp_path, key, value, stale, fresh):
     text = (ROOT / "settings.ini").read_text(encoding="utf-8")
@@ -95,7 +104,7 @@ def test_a_changed_setting_reruns_what_depends_on_it(smoke, tmp_path, key, value
 
 
 def test_only_the_method_that_reads_text_depends_on_it(smoke):
-    from peace_nb.pipeline import stage_settings
+    from peace_nb.pipeline.steps import stage_settings
     assert hasattr(stage_settings("pretrain", "smoke", "PEACE"), "lsbc_weight") and not hasattr(stage_settings("pretrain", "smoke", "ECG-only"), "lsbc_weight")
 
 
@@ -113,13 +122,13 @@ def test_a_row_that_begins_with_anothers_pretraining_has_all_that_it_learned_and
 
 
 def test_an_unknown_parameter_is_a_fault():
-    with pytest.raises(PeaceError, match="60_table_1_cohorts.ipynb has no parameter learning_rte"): run_step("table-1", "smoke", learning_rte=1)
+    with pytest.raises(PeaceError, match="table_01_cohorts.ipynb has no parameter learning_rte"): run_step("table-1", "smoke", learning_rte=1)
 
 
 @pytest.mark.parametrize("said, told", [("peace-nb: 60.ipynb stopped in cell 3: no child.", "cell 3: no child"), ("MissingOutputException", "graph.log")])
 def test_a_graph_that_fails_says_why_or_where(monkeypatch, tmp_path, said, told):
-    monkeypatch.setattr("peace_nb.pipeline.build_dir", lambda profile: tmp_path)
-    monkeypatch.setattr("peace_nb.pipeline._snakemake", lambda *_: [sys.executable, "-c", f"import sys; sys.exit({said!r})"])
+    monkeypatch.setattr("peace_nb.pipeline.build.build_dir", lambda profile, study=None: tmp_path)
+    monkeypatch.setattr("peace_nb.pipeline.build._snakemake", lambda *_: [sys.executable, "-c", f"import sys; sys.exit({said!r})"])
     with pytest.raises(PeaceError, match=told): build_paper("smoke")
     assert said in (tmp_path / "graph.log").read_text()
 
@@ -141,15 +150,8 @@ def test_every_link_of_the_readme_leads_somewhere():
         assert "://" in link or (ROOT / link).exists(), link
 
 
-def test_every_notebook_is_in_the_readme():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for p in ROOT.glob("nbs/**/*.ipynb"):
-        if ".ipynb_checkpoints" in p.parts or p.name == "index.ipynb": continue
-        assert p.relative_to(ROOT).as_posix() in text, p
-
-
 def test_the_manuscript_is_the_same_bytes_again(smoke, alone):
-    from peace_nb.manuscript import build_manuscript
+    from peace_nb.pipeline.manuscript import build_manuscript
     kept = {p: (p.read_bytes(), p.stat()) for p in (smoke / "paper.pdf", smoke / "provenance.json")}
     try:
         once = build_manuscript("smoke").read_bytes()   # here and not the kept one: that names the commit it was built from
@@ -164,6 +166,6 @@ def test_a_step_without_its_record_is_not_done(smoke, alone):
     "A notebook that was run by hand leaves a table but no record; the paper must run that step before it is written."
     hide = [smoke / "provenance" / "table-1.json", smoke / "paper.pdf"]
     for p in hide: p.rename(p.with_name(p.name + ".hidden"))
-    try: assert "table_1" in plan()
+    try: assert "table-1" in plan()
     finally:
         for p in hide: p.with_name(p.name + ".hidden").rename(p)

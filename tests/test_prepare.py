@@ -8,11 +8,17 @@ import pytest
 import wfdb
 from scipy import signal as sps
 
-from peace_nb.data import fast
-from peace_nb.data.cohorts import load_cohort
-from peace_nb.data.signals import FAULTS, SignalSpec, prepare_counts, prepare_flagged
-from peace_nb.data.simulated_cohorts import write_simulated_cohort
-from peace_nb.data.store import SignalStore, SpooledCohort, spool, to_int16
+from peace_nb.cohorts import records
+from peace_nb.signals import kernels
+from peace_nb.cohorts.load import load_cohort
+from peace_nb.signals.prepare import FAULTS, SignalSpec, prepare_flagged
+from peace_nb.store import build, quick as one_pass
+from peace_nb.store.quick import prepare_counts
+from peace_nb.simulation.cohorts import write_simulated_cohort
+from peace_nb.store.build import build_store
+from peace_nb.store.store import SignalStore
+from peace_nb.store.build import SpooledCohort, spool
+from peace_nb.store.writer import to_int16
 from peace_nb.prepare import plan, prepare_cohort
 from peace_nb.settings import PeaceError
 
@@ -28,9 +34,10 @@ def root(tmp_path_factory):
 
 SCRIPT = """
 import sys
-from peace_nb.data.signals import SignalSpec
-from peace_nb.data.store import SignalStore, SpooledCohort
-if __name__ == "__main__": SignalStore.build(SpooledCohort(sys.argv[1]), SignalSpec(fs=100), sys.argv[2], chunk=4, progress=False)
+from peace_nb.signals.prepare import SignalSpec
+from peace_nb.store.store import SignalStore
+from peace_nb.store.build import SpooledCohort, build_store
+if __name__ == "__main__": build_store(SpooledCohort(sys.argv[1]), SignalSpec(fs=100), sys.argv[2], chunk=4, progress=False)
 """
 
 
@@ -39,7 +46,7 @@ def test_killed_twice_and_nothing_is_lost_or_done_again(root, tmp_path):
     cohort = load_cohort("zzu-pecg", root)
     tables, out, script = spool(cohort, tmp_path / "tables"), tmp_path / "killed", tmp_path / "build.py"
     script.write_text(SCRIPT)
-    whole = SignalStore.build(SpooledCohort(tables), SPEC, tmp_path / "whole", chunk=4, progress=False)
+    whole = build_store(SpooledCohort(tables), SPEC, tmp_path / "whole", chunk=4, progress=False)
     parts, before = tmp_path / "killed.partial" / "parts", {}
     for least in (2, 5):
         process = subprocess.Popen([sys.executable, str(script), str(tables), str(out)], start_new_session=True)
@@ -49,15 +56,15 @@ def test_killed_twice_and_nothing_is_lost_or_done_again(root, tmp_path):
         stamps = {p.name: p.stat().st_mtime_ns for p in parts.glob("*.json")}
         assert len(stamps) >= least and all(stamps[k] == v for k, v in before.items()), "a finished chunk was done again"
         before = stamps
-    resumed = SignalStore.build(SpooledCohort(tables), SPEC, out, chunk=4, progress=False)
+    resumed = build_store(SpooledCohort(tables), SPEC, out, chunk=4, progress=False)
     for f in sorted(p.name for p in whole.path.iterdir()): assert (whole.path / f).read_bytes() == (resumed.path / f).read_bytes(), f
     assert len(resumed) + len(resumed.set_aside) == len(cohort.table)
 
 
 def test_tables_from_disk_give_the_same_store(root, tmp_path):
     cohort = load_cohort("zzu-pecg", root)
-    a = SignalStore.build(cohort, SPEC, tmp_path / "a", progress=False, chunk=16)
-    b = SignalStore.build(SpooledCohort(spool(cohort, tmp_path / "t")), SPEC, tmp_path / "b", progress=False, chunk=16)
+    a = build_store(cohort, SPEC, tmp_path / "a", progress=False, chunk=16)
+    b = build_store(SpooledCohort(spool(cohort, tmp_path / "t")), SPEC, tmp_path / "b", progress=False, chunk=16)
     assert np.array_equal(a.array, b.array) and a.labels.equals(b.labels) and a.table.index.equals(b.table.index) and a.meta["source"] == b.meta["source"]
     pd.testing.assert_frame_equal(a.table.fillna("-"), b.table.fillna("-"), check_dtype=False)
 
@@ -93,26 +100,26 @@ def test_real_headers_as_wfdb_reads_them():
     read = 0
     for f in headers()[::7]:
         stem = str(f.with_suffix(""))
-        mine, theirs = fast.plain_header(stem), wfdb.rdheader(stem)
+        mine, theirs = records.plain_header(stem), wfdb.rdheader(stem)
         if mine is not None: assert vars(mine) == vars(theirs), f; read += 1
     assert read > 50
 
 
 @pytest.mark.skipif(not headers(), reason="PEACE_SAMPLE_DATA is not set: no real records to read")
 def test_real_signals_are_filtered_and_resampled_as_scipy_does():
-    if not fast.warm(): pytest.skip("there is no compiler on this machine")
+    if not kernels.warm(): pytest.skip("there is no compiler on this machine")
     sos = np.vstack([sps.butter(2, .5, "highpass", fs=500, output="sos"), sps.butter(4, 40, "lowpass", fs=500, output="sos")])
     for f in [h for h in headers() if "records500" in str(h)][:20]:
         x = wfdb.rdrecord(str(f.with_suffix(""))).p_signal.T.astype(np.float32)
-        assert np.abs(fast.sosfiltfilt(sos, x, 1000) - sps.sosfiltfilt(sos, x, padlen=1000)).max() < 1e-9
-        assert np.abs(fast.resample_poly(x, 1, 5) - sps.resample_poly(x, 1, 5, axis=-1, padtype="line")).max() < 1e-6
+        assert np.abs(kernels.sosfiltfilt(sos, x, 1000) - sps.sosfiltfilt(sos, x, padlen=1000)).max() < 1e-9
+        assert np.abs(kernels.resample_poly(x, 1, 5) - sps.resample_poly(x, 1, 5, axis=-1, padtype="line")).max() < 1e-6
 
 
 @pytest.mark.skipif(not headers(), reason="PEACE_SAMPLE_DATA is not set: no real records to read")
 @pytest.mark.parametrize("name", ["ptb-xl", "zzu-pecg"])
 def test_the_quick_way_gives_what_the_careful_way_gives(name, monkeypatch):
     "Every step of it may stand aside; where it does not, the record in the store is the same, and so are mask, flags and clipping."
-    if not fast.warm(): pytest.skip("there is no compiler on this machine")
+    if not kernels.warm(): pytest.skip("there is no compiler on this machine")
     cohort, quick = load_cohort(name, Path(os.environ["PEACE_SAMPLE_DATA"]) / f"{name}-sample"), 0
     ids = cohort.table.index[::5] if len(cohort.table) > 100 else cohort.table.index
     for spec in (SPEC, SignalSpec(fs=500), SignalSpec(fs=360, seconds=11, band=(0, 30), leads=("V6", "aVR", "II")), SignalSpec(fs=500, band=None)):
@@ -144,10 +151,10 @@ def test_the_quick_way_lets_no_fault_through(tmp_path):
     raw = tmp_path / "raw"; write_simulated_cohort("ptb-xl", raw, 14, seed=3)
     cohort = load_cohort("ptb-xl", raw)
     for path, harm in zip(cohort.table.path, HARM.values()): harm(raw / f"{path}.hea", raw / f"{path}.dat")
-    if not fast.warm(): pytest.skip("there is no compiler on this machine")
-    quick = SignalStore.build(cohort, SPEC, tmp_path / "quick", progress=False)
+    if not kernels.warm(): pytest.skip("there is no compiler on this machine")
+    quick = build_store(cohort, SPEC, tmp_path / "quick", progress=False)
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(fast, "_kernels", {}); m.setattr(fast, "warm", lambda: False)
-        careful = SignalStore.build(cohort, SPEC, tmp_path / "careful", progress=False)
+        m.setattr(kernels, "COMPILED", {}); m.setattr(one_pass, "COMPILED", {}); m.setattr(build, "warm", lambda: False); m.setattr(build, "warmed", lambda: False)
+        careful = build_store(cohort, SPEC, tmp_path / "careful", progress=False)
     assert quick.set_aside.equals(careful.set_aside) and quick.fingerprint == careful.fingerprint
     assert quick.set_aside.kind.tolist()[:5] == list(HARM)[:5] and len(quick.set_aside) == len(HARM), quick.set_aside

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from peace_nb.evaluation.reference import FAMILY, POINTS, compare_cells, compare_tables, hold, report_reference, row_keys, write_reference
-from peace_nb.evaluation.tables import save_table
+from peace_nb.pipeline.reference import FAMILY, POINTS, compare_cells, compare_tables, hold, report_reference, row_keys, write_reference
+from peace_nb.pipeline.tables import save_table
 from peace_nb.files import write_json
 from peace_nb.settings import PeaceError
 

@@ -6,12 +6,12 @@ import pandas as pd
 import pytest
 import torch
 
-from peace_nb.data.labels import LABELS, PAPER9
-from peace_nb.data.signals import Normaliser, SignalSpec, bandpass
-from peace_nb.data.simulator import simulate, simulate_blocks
-from peace_nb.data.store import SignalStore
+from peace_nb.labels.space import LABELS, PAPER9
+from peace_nb.signals.prepare import Normaliser, SignalSpec, bandpass
+from peace_nb.simulation.simulator import simulate, simulate_blocks
+from peace_nb.store.store import SignalStore
 from peace_nb.methods.measurements import MEASURES, measure
-from peace_nb.methods.protocol import build_method, registered
+from peace_nb.methods.registry import build_method, registered
 from peace_nb.methods.rules import CRITERIA, calibration, distances, label_scores, rule_scores
 from peace_nb.settings import PeaceError
 from peace_nb.training.checkpoint import Model, load_model, predict_signals, predict_store, save_model

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from peace_nb.data.signals import LEADS, SignalSpec, bandpass, fill_gaps, prepare, prepare_flagged, select_leads
+from peace_nb.signals.prepare import LEADS, SignalSpec, bandpass, fill_gaps, prepare, prepare_flagged, select_leads
 from peace_nb.settings import PeaceError
 
 SAMPLE = os.environ.get("PEACE_SAMPLE_DATA")
@@ -80,7 +80,8 @@ def test_a_gap_leaves_no_step():
 @real
 def test_both_rates_of_ptbxl_agree():
     "The 100 Hz files were made from the 500 Hz files by the data set's authors: an independent resampler."
-    from peace_nb.data.cohorts import load_cohort, read_record
+    from peace_nb.cohorts.load import load_cohort
+    from peace_nb.cohorts.records import read_record
     cohort = load_cohort("ptb-xl", Path(SAMPLE) / "ptb-xl-sample")
     spec, close = SignalSpec(fs=100, band=(0.5, 30)), []
     for path in cohort.table.path.iloc[:25]:

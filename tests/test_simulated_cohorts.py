@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 import wfdb
 
-from peace_nb.data.cohorts import load_cohort
-from peace_nb.data.labels import LABELS
-from peace_nb.data import simulated_cohorts as sc
+from peace_nb.cohorts.load import load_cohort
+from peace_nb.labels.space import LABELS
+from peace_nb.simulation import cohorts as sc
 from peace_nb.settings import PeaceError
 
 SIZES = {"mimic-iv-ecg": 25, "ptb-xl": 60, "zzu-pecg": 60}

@@ -2,12 +2,12 @@
 import hashlib, subprocess, sys
 import numpy as np
 import pytest
-from peace_nb.data.labels import LABELS
-from peace_nb.data.signals import SignalSpec
-from peace_nb.data.simulator import simulate, simulate_blocks
+from peace_nb.labels.space import LABELS
+from peace_nb.signals.prepare import SignalSpec
+from peace_nb.simulation.simulator import simulate, simulate_blocks
 from peace_nb.settings import PeaceError
 
-CODE = ("import hashlib; from peace_nb.data.simulator import simulate; s = simulate(110, 'child', seed=6, fs=100);"
+CODE = ("import hashlib; from peace_nb.simulation.simulator import simulate; s = simulate(110, 'child', seed=6, fs=100);"
         "print(hashlib.sha256(s.signals.tobytes() + s.labels.to_numpy().tobytes() + s.table.to_csv().encode()).hexdigest())")
 
 

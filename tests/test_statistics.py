@@ -6,9 +6,11 @@ import pytest
 
 from conftest import ROOT
 from peace_nb.evaluation.metrics import combine_seeds
-from peace_nb.evaluation.statistics import (ABLATIONS, GROUPS, Scores, claim_sentence, compare, compare_pairs, delong_labels, delong_parts, holm, make_cell, method_group,
-                                            method_order, paired_difference)
-from peace_nb.evaluation.tables import load_reported
+from peace_nb.pipeline.rows import ABLATIONS, GROUPS, method_group, method_order
+from peace_nb.evaluation.comparisons import Scores, compare, compare_pairs
+from peace_nb.evaluation.sentences import claim_sentence
+from peace_nb.evaluation.statistics import delong_labels, delong_parts, holm, make_cell, paired_difference
+from peace_nb.pipeline.tables import load_reported
 from peace_nb.settings import PeaceError
 
 
@@ -199,7 +201,7 @@ def test_every_claim_can_be_judged():
             table, key = reported["table_ablation"], {"zero-shot": "zero_shot", "50-shot": "50_shot", "full": "full"}[c.setting_a]
             assert table["full"][key] > table[rows[c.method_b]][key], c.id
         elif c.method_b not in ABLATIONS and c.method_a != c.method_b:
-            from peace_nb.evaluation.tables import reported_auroc
+            from peace_nb.pipeline.tables import reported_auroc
             a, b = (reported_auroc(m, c.setting_a, "v2", reported) for m in (c.method_a, c.method_b))
             assert b is None or a > b, c.id
 

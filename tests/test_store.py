@@ -9,9 +9,12 @@ import wfdb
 from hypothesis import given, settings, strategies as st
 from hypothesis.extra.numpy import arrays
 
-from peace_nb.data.cohorts import load_cohort
-from peace_nb.data.signals import LEADS, SignalSpec
-from peace_nb.data.store import SignalStore, StoreDataset, to_int16, to_mv
+from peace_nb.cohorts.load import load_cohort
+from peace_nb.signals.prepare import LEADS, SignalSpec
+from peace_nb.store.build import build_store
+from peace_nb.store.store import SignalStore
+from peace_nb.store.batches import StoreDataset
+from peace_nb.store.writer import to_int16, to_mv
 from peace_nb.settings import PeaceError
 
 SAMPLE = os.environ.get("PEACE_SAMPLE_DATA")
@@ -51,18 +54,18 @@ def test_storing_costs_at_most_half_a_microvolt(mv):
 
 BUILD = """
 import sys
-from peace_nb.data.cohorts import load_cohort
-from peace_nb.data.store import SignalStore
-from peace_nb.data.signals import SignalSpec
+from peace_nb.cohorts.load import load_cohort
+from peace_nb.store.build import build_store
+from peace_nb.signals.prepare import SignalSpec
 if __name__ == "__main__":
-    SignalStore.build(load_cohort("ptb-xl", sys.argv[1]), SignalSpec(fs=100), sys.argv[2], jobs=int(sys.argv[3]), chunk=4, progress=False)
+    build_store(load_cohort("ptb-xl", sys.argv[1]), SignalSpec(fs=100), sys.argv[2], jobs=int(sys.argv[3]), chunk=4, progress=False)
 """
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is a POSIX signal")
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_killed_and_resumed_is_byte_identical(root, tmp_path, jobs):
-    whole = SignalStore.build(load_cohort("ptb-xl", root), SPEC, tmp_path / "whole", chunk=4, progress=False)
+    whole = build_store(load_cohort("ptb-xl", root), SPEC, tmp_path / "whole", chunk=4, progress=False)
     script = tmp_path / "build.py"; script.write_text(BUILD)
     run = lambda: subprocess.Popen([sys.executable, str(script), str(root), str(tmp_path / "killed"), str(jobs)], start_new_session=True)
     process, parts = run(), tmp_path / "killed.partial" / "parts"
@@ -80,7 +83,7 @@ def test_killed_and_resumed_is_byte_identical(root, tmp_path, jobs):
 
 def test_one_process_or_two_give_the_same_bytes(root, tmp_path):
     cohort = load_cohort("ptb-xl", root)
-    one, two = (SignalStore.build(cohort, SPEC, tmp_path / str(j), jobs=j, chunk=10, progress=False) for j in (1, 2))
+    one, two = (build_store(cohort, SPEC, tmp_path / str(j), jobs=j, chunk=10, progress=False) for j in (1, 2))
     assert contents(one.path) == contents(two.path)
 
 
@@ -89,18 +92,18 @@ def test_another_plan_does_not_continue_a_killed_build(root, tmp_path):
     cohort = load_cohort("ptb-xl", root).part([str(i) for i in range(1, 13)])
     remains = tmp_path / "s.partial" / "parts"; remains.mkdir(parents=True)
     (remains.parent / "plan.json").write_text(json.dumps({"plan": "another"})); (remains / "0000000.json").write_text('{"rows": 5}')
-    store = SignalStore.build(cohort, SPEC, tmp_path / "s", progress=False)
+    store = build_store(cohort, SPEC, tmp_path / "s", progress=False)
     assert len(store) == 12 and store.verify()
 
 
 def test_built_twice_is_opened_and_changed_is_refused(root, tmp_path):
     cohort = load_cohort("ptb-xl", root).part(["1", "2", "3"])
-    first = SignalStore.build(cohort, SPEC, tmp_path / "s", progress=False)
+    first = build_store(cohort, SPEC, tmp_path / "s", progress=False)
     stamp = (first.path / "signals.npy").stat().st_mtime_ns
-    assert SignalStore.build(cohort, SPEC, tmp_path / "s", progress=False).fingerprint == first.fingerprint
+    assert build_store(cohort, SPEC, tmp_path / "s", progress=False).fingerprint == first.fingerprint
     assert (first.path / "signals.npy").stat().st_mtime_ns == stamp
-    with pytest.raises(PeaceError, match="delete it or choose another path"): SignalStore.build(cohort.part(["1", "2"]), SPEC, tmp_path / "s", progress=False)
-    with pytest.raises(PeaceError, match="was asked for"): SignalStore.build(cohort, SignalSpec(fs=250), tmp_path / "s", progress=False)
+    with pytest.raises(PeaceError, match="delete it or choose another path"): build_store(cohort.part(["1", "2"]), SPEC, tmp_path / "s", progress=False)
+    with pytest.raises(PeaceError, match="was asked for"): build_store(cohort, SignalSpec(fs=250), tmp_path / "s", progress=False)
 
 
 DAMAGE = {
@@ -115,13 +118,13 @@ DAMAGE = {
 
 @pytest.mark.parametrize("sentence", DAMAGE)
 def test_a_damaged_store_is_refused(root, tmp_path, sentence):
-    store = SignalStore.build(load_cohort("ptb-xl", root).part(["1", "2", "3"]), SPEC, tmp_path / "s", progress=False)
+    store = build_store(load_cohort("ptb-xl", root).part(["1", "2", "3"]), SPEC, tmp_path / "s", progress=False)
     DAMAGE[sentence](store.path)
     with pytest.raises(PeaceError, match=sentence): SignalStore.open(store.path)
 
 
 def test_verify_finds_a_flipped_bit(root, tmp_path):
-    store = SignalStore.build(load_cohort("ptb-xl", root).part(["1", "2", "3"]), SPEC, tmp_path / "s", progress=False)
+    store = build_store(load_cohort("ptb-xl", root).part(["1", "2", "3"]), SPEC, tmp_path / "s", progress=False)
     raw = bytearray((store.path / "signals.npy").read_bytes()); raw[5000] ^= 1
     (store.path / "signals.npy").write_bytes(bytes(raw))
     with pytest.raises(PeaceError, match="damaged between records 0 and 2"): SignalStore.open(store.path).verify()
@@ -138,8 +141,8 @@ def test_memory_does_not_grow_with_the_store(tmp_path):
     "240 MB of signals are written and read back in less than half of that."
     code = f"""
 import resource, numpy as np, pandas as pd
-from peace_nb.data.store import SignalStore
-from peace_nb.data.signals import SignalSpec
+from peace_nb.store.store import SignalStore
+from peace_nb.signals.prepare import SignalSpec
 spec = SignalSpec(fs=500)
 def blocks(k, b=50):
     for i in range(k):
@@ -156,7 +159,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, stor
 
 
 def test_batches_survive_worker_processes(root, tmp_path):
-    store = SignalStore.build(load_cohort("ptb-xl", root).part([str(i) for i in range(1, 21)]), SPEC, tmp_path / "s", progress=False)
+    store = build_store(load_cohort("ptb-xl", root).part([str(i) for i in range(1, 21)]), SPEC, tmp_path / "s", progress=False)
     data = StoreDataset(store)
     here = [b["signals"].numpy() for b in data.loader(8)]
     there = [b["signals"].numpy() for b in data.loader(8, num_workers=1, multiprocessing_context="spawn")]
@@ -169,7 +172,7 @@ def test_real_records_against_an_independent_read(name, tmp_path):
     "Unfiltered at 500 Hz, the store must hold what wfdb reads, lead by lead, to half a microvolt."
     cohort = load_cohort(name, Path(SAMPLE) / f"{name}-sample")
     cohort = cohort.part(cohort.table.index[:20])
-    store = SignalStore.build(cohort, SignalSpec(fs=500, band=None), tmp_path / "s", progress=False)
+    store = build_store(cohort, SignalSpec(fs=500, band=None), tmp_path / "s", progress=False)
     assert store.table.index.tolist() == cohort.table.index.tolist() and len(store.set_aside) == 0 and store.meta["clipped_samples"] == 0
     for i, path in enumerate(store.table.path):
         rec = wfdb.rdrecord(str(cohort.root / path))

@@ -4,7 +4,7 @@ import os, shutil, socket, subprocess, sys
 import pytest
 import torch
 
-from peace_nb.models import text as T
+from peace_nb.knowledge import embedding as T
 from peace_nb.settings import PeaceError
 
 
@@ -56,7 +56,7 @@ def test_another_tokenizer_is_another_model(tmp_path):
 
 HUB = """
 import sys
-from peace_nb.models import text as T
+from peace_nb.knowledge import embedding as T
 from peace_nb.settings import PeaceError
 print(T.model_identity("some/encoder"), T.model_identity("some/encoder@v1"), T.encode(["a text"], "some/encoder@v1").shape)
 for name in ("some/encoder@v2", "some/pickled"):

@@ -7,10 +7,12 @@ import pandas as pd
 import pytest
 import torch
 
-from peace_nb.data.signals import SignalSpec
-from peace_nb.data.simulator import simulate_blocks
-from peace_nb.data.store import SignalStore, StoreDataset
-from peace_nb.methods.protocol import build_method
+from peace_nb.signals.prepare import SignalSpec
+from peace_nb.simulation.simulator import simulate_blocks
+from peace_nb.store.build import build_store
+from peace_nb.store.store import SignalStore
+from peace_nb.store.batches import StoreDataset
+from peace_nb.methods.registry import build_method
 from peace_nb.settings import PeaceError
 from peace_nb.training.checkpoint import Model, load_model, predict_store, read_tensors, save_model
 from peace_nb.training.protocol import rows_of, train_normaliser
@@ -180,11 +182,12 @@ def test_a_store_of_another_spec_is_refused(checkpoint, tmp_path):
 
 def test_transfer_to_real_records(samples, tmp_path):
     "Adults of the real PTB-XL sample, zero-shot and few-shot, by patient; every test record is scored once for every label"
-    from peace_nb.data.cohorts import load_cohort, split_by_patient
+    from peace_nb.cohorts.load import load_cohort
+    from peace_nb.cohorts.splits import split_by_patient
     from peace_nb.evaluation.metrics import fit_thresholds, summarise
     spec = SignalSpec(fs=100)
     cohort = load_cohort("ptb-xl", samples / "ptb-xl-sample")
-    store = SignalStore.build(cohort, spec, tmp_path / "store", progress=False)
+    store = build_store(cohort, spec, tmp_path / "store", progress=False)
     split = split_by_patient(store.table, store.labels, seed=0)
     labels = tuple(store.labels.columns)
     method = build_method("ECG-only", labels, encoder="tiny")

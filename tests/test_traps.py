@@ -10,14 +10,17 @@ import wfdb
 from safetensors.torch import save_file
 from scipy.special import expit
 
-from peace_nb.data.cohorts import check_disjoint, load_cohort, split_by_patient
-from peace_nb.data.labels import base_finding, labels_from_aha
-from peace_nb.data.signals import LEADS, RAIL_MV, SignalSpec, prepare_flagged
-from peace_nb.data.simulated_cohorts import write_simulated_cohort
-from peace_nb.data.simulator import simulate_blocks
-from peace_nb.data.store import SignalStore, StoreDataset
+from peace_nb.cohorts.splits import check_disjoint, split_by_patient
+from peace_nb.cohorts.load import load_cohort
+from peace_nb.labels.aha import base_finding, labels_from_aha
+from peace_nb.signals.prepare import LEADS, RAIL_MV, SignalSpec, prepare_flagged
+from peace_nb.simulation.cohorts import write_simulated_cohort
+from peace_nb.simulation.simulator import simulate_blocks
+from peace_nb.store.build import build_store
+from peace_nb.store.store import SignalStore
+from peace_nb.store.batches import StoreDataset
 from peace_nb.evaluation.metrics import summarise
-from peace_nb.methods.protocol import build_method
+from peace_nb.methods.registry import build_method
 from peace_nb.settings import PeaceError
 from peace_nb.training.checkpoint import Model, load_weights, predict_store
 from peace_nb.training.protocol import check_split, lr_factor, rows_of, train_normaliser
@@ -57,7 +60,7 @@ def peace(store):
 
 def test_trap_01_mimic_stores_avf_before_avl(mimic, tmp_path):
     "Lead by name in the cohort, and still so in the array that models read."
-    store = SignalStore.build(mimic.part(mimic.table.index[:12]), SignalSpec(fs=500, band=None), tmp_path / "s", progress=False)
+    store = build_store(mimic.part(mimic.table.index[:12]), SignalSpec(fs=500, band=None), tmp_path / "s", progress=False)
     for i, rid in enumerate(store.table.index):
         rec = wfdb.rdrecord(str(mimic.root / mimic.table.path[rid]))
         assert rec.sig_name[4:6] == ["aVF", "aVL"]
@@ -82,7 +85,7 @@ def test_trap_02_the_eighth_channel_of_a_nine_lead_child_is_v3(zzu):
 
 def test_trap_02_no_filter_removes_the_youngest_silently(zzu, tmp_path):
     "Every nine-lead child is in the store, masked; the youngest are most of them."
-    store = SignalStore.build(zzu, SignalSpec(fs=100), tmp_path / "s", progress=False)
+    store = build_store(zzu, SignalSpec(fs=100), tmp_path / "s", progress=False)
     nine = zzu.table.index[zzu.table.leads == 9]
     assert set(nine) <= set(store.table.index) | set(store.set_aside.record_id)
     kept = store.table.index.get_indexer([i for i in nine if i in store.table.index])
@@ -214,7 +217,7 @@ def test_trap_07_the_schedule_is_stepped_once_an_update(trained):
 
 
 def test_trap_08_rails_lengths_days_and_quotes_of_zzu(zzu, home, tmp_path):
-    store = SignalStore.build(zzu, SignalSpec(fs=100), tmp_path / "s", progress=False)
+    store = build_store(zzu, SignalSpec(fs=100), tmp_path / "s", progress=False)
     raw = pd.read_csv(home / "zzu-pecg" / "AttributesDictionary.csv")
     assert raw.Age.str.fullmatch(r"\d+d").all() and set(raw.Gender) <= {"'Male'", "'Female'"}
     assert (zzu.table.age_days == raw.Age.str[:-1].astype(float).to_numpy()).all() and zzu.table.age_days.max() < 16 * 366
@@ -231,7 +234,7 @@ def test_trap_09_nan_and_zero_leads_and_what_was_not_measurable(mimic, home, tmp
     columns = [c for c in ("rr_interval", "p_onset", "p_end", "qrs_onset", "qrs_end", "t_end", "p_axis", "qrs_axis", "t_axis") if c in m]
     assert m[columns].isin([29999, 32767, 65535]).any().any()
     assert not mimic.table[columns].isin([29999, 32767, 65535]).any().any()
-    store = SignalStore.build(mimic, SignalSpec(fs=100), tmp_path / "s", progress=False)
+    store = build_store(mimic, SignalSpec(fs=100), tmp_path / "s", progress=False)
     x, mask = store.batch(np.arange(len(store)))
     assert np.isfinite(x).all() and not x[~mask].any() and not mask.all()
     for i in np.flatnonzero(~mask.all(1)): assert re.search("flat:|empty:|missing:", store.table.quality.iloc[i])
