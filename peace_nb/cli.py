@@ -133,7 +133,6 @@ def evaluate_cohort(name:str, root:Path|str, model:Path|str, n_boot:int=1000, jo
     import numpy as np
     from peace_nb.cohorts.load import load_cohort
     from peace_nb.store.build import build_store
-    from peace_nb.store.store import SignalStore
     from peace_nb.evaluation.metrics import summarise
     from peace_nb.training.checkpoint import load_model, predict_store
     loaded, cohort = load_model(model), load_cohort(name, root)

@@ -1,6 +1,5 @@
 """Two thousand records, one in a hundred spoiled in each way: the store lists every one of them, by kind, and no other."""
 import tracemalloc
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,7 +10,6 @@ from peace_nb.cohorts.load import load_cohort
 from peace_nb.signals.prepare import FAULTS, LEADS, RecordError, SignalSpec
 from peace_nb.simulation.cohorts import write_simulated_cohort
 from peace_nb.store.build import build_store
-from peace_nb.store.store import SignalStore
 from peace_nb.settings import PeaceError
 
 N, EACH, LENGTH = 2000, 20, 3000           # records, records a fault (1 %), samples (6 s at 500 Hz)

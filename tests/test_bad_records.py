@@ -13,7 +13,6 @@ from peace_nb.cohorts.records import read_record
 from peace_nb.signals.prepare import LEADS, SignalSpec, prepare_flagged
 from peace_nb.simulation.cohorts import write_simulated_cohort
 from peace_nb.store.build import build_store
-from peace_nb.store.store import SignalStore
 from peace_nb.settings import PeaceError
 
 

@@ -16,7 +16,6 @@ from peace_nb.labels.space import LABELS
 from peace_nb.signals.prepare import LEADS, SignalSpec
 from peace_nb.simulation.cohorts import write_simulated_cohort
 from peace_nb.store.build import build_store
-from peace_nb.store.store import SignalStore
 from peace_nb.settings import PeaceError
 
 SAMPLE = os.environ.get("PEACE_SAMPLE_DATA")

@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch import nn
 import torch.nn.functional as F
 
 from peace_nb.labels.space import LABELS, PAPER9
@@ -16,7 +15,7 @@ from peace_nb.store.store import SignalStore
 from peace_nb.store.batches import StoreDataset
 from peace_nb.methods.registry import METHODS, Method, build_method, method_texts, registered
 from peace_nb.settings import PeaceError
-from peace_nb.training.checkpoint import Model, load_model, read_tensors, save_model
+from peace_nb.training.checkpoint import Model, load_model, save_model
 from peace_nb.training.protocol import lead_keep, paired_batches, epoch_batches, rows_of, setting, train_normaliser
 from peace_nb.training.trainer import TrainConfig, adapt, adaptation_data, start_of, train
 

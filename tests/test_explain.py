@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from peace_nb.labels.space import LABELS
-from peace_nb.signals.prepare import LEADS, SignalSpec
+from peace_nb.signals.prepare import SignalSpec
 from peace_nb.simulation.simulator import simulate
 from peace_nb.evaluation.explain import ATTRIBUTIONS, EVIDENCE, attribution, attributions, beat_waves, draw_attribution, enrichment, marked_waves, plot_attribution, simulated_positives, untrained, window_mask, window_shares, window_spans
 from peace_nb.methods.registry import build_method

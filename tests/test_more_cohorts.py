@@ -15,7 +15,6 @@ from peace_nb.labels.space import LABELS
 from peace_nb.cohorts.marked import LEIPZIG_LABELS, read_marks, windows
 from peace_nb.signals.prepare import LEADS, RecordError, SignalSpec, prepare
 from peace_nb.store.build import build_store
-from peace_nb.store.store import SignalStore
 from peace_nb.settings import PeaceError
 
 def heart(seconds, fs, leads=12, seed=0):

@@ -1,5 +1,5 @@
 "Preparing a cohort: a real kill, what was set aside, the fast paths on real files, and what is refused."
-import json, os, platform, re, signal, subprocess, sys, time
+import os, platform, re, signal, subprocess, sys, time
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,6 @@ from peace_nb.store import build, quick as one_pass
 from peace_nb.store.quick import prepare_counts
 from peace_nb.simulation.cohorts import write_simulated_cohort
 from peace_nb.store.build import build_store
-from peace_nb.store.store import SignalStore
 from peace_nb.store.build import SpooledCohort, spool
 from peace_nb.store.writer import to_int16
 from peace_nb.prepare import plan, prepare_cohort

@@ -1,5 +1,5 @@
 """Simulated cohorts on disk: there and back through the loaders, killed builds, several processes, folders that must not be touched."""
-import json, shutil
+import json
 
 import numpy as np
 import pandas as pd

@@ -1,5 +1,5 @@
 "What the simulator's notebook cannot hold: separate processes, odd settings, wrong input"
-import hashlib, subprocess, sys
+import subprocess, sys
 import numpy as np
 import pytest
 from peace_nb.labels.space import LABELS

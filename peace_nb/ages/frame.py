@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 import numpy as np, pandas as pd
 from scipy.ndimage import map_coordinates
 from scipy.signal import find_peaks
-from ..signals.prepare import LEADS
 from ..settings import PeaceError
 
 # %% ../../nbs/ages/03_adult_frame.ipynb #6d60f181

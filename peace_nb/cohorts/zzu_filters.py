@@ -16,7 +16,7 @@ import pandas as pd
 
 from ..ages.bands import PUBLISHED, bands, edges
 from .cohort import Cohort
-from ..labels.space import label_set, read_table
+from ..labels.space import label_set
 from ..settings import PeaceError
 
 # %% ../../nbs/cohorts/11_zzu_filters.ipynb #38293040

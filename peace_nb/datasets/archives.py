@@ -6,7 +6,7 @@
 __all__ = ['split_zip', 'open_zip', 'check_members', 'unpack']
 
 # %% ../../nbs/datasets/02_archives.ipynb #f79d6d83
-import csv, io, re, shutil, stat, struct, zipfile, zlib
+import csv, io, shutil, stat, struct, zipfile, zlib
 from bisect import bisect_right
 from contextlib import ExitStack, contextmanager
 from pathlib import Path

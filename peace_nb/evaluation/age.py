@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from .metrics import combine_seeds, panel, patient_weights
-from ..ages.bands import YEAR, bands, cut
+from ..ages.bands import YEAR, cut
 from ..settings import PeaceError
 
 # %% ../../nbs/evaluation/07_age.ipynb #057ab56c

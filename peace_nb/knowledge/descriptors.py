@@ -17,7 +17,7 @@ from pathlib import Path
 import yaml
 import pandas as pd
 
-from ..ages.bands import POPULATIONS, YEAR, partition, population_of
+from ..ages.bands import POPULATIONS, partition, population_of
 from ..ages.norms import NORMS
 from ..files import write_text
 from ..labels.space import AXES, LABELS

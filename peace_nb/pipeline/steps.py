@@ -121,7 +121,7 @@ TRAIN_STEPS = [
          settings=("bootstrap", "sim2real_methods", "sim2real_least")),
 ]
 
-# %% ../../nbs/pipeline/02_steps.ipynb #638de57f
+# %% ../../nbs/pipeline/02_steps.ipynb #a479c943
 TABLE_STEPS = [
     Step("table-1", "table_01_cohorts", inputs=(*stores(*ALL), *splits(*ALL), *(f"cohorts/{c}.json" for c in ALL)), outputs=tables(1, "cohorts", "labels"),
          settings=("extra_test_patients",), kernel="light", shows="people, records and labels after preparation, by part of the split"),
@@ -152,8 +152,11 @@ TABLE_STEPS = [
          shows="where the network looks: attribution inside the window that carries the evidence, beside networks that know nothing"),
     Step("table-11", "table_11_ages", inputs=(*stores("adult", "child"), SCORES), outputs=tables(11, "ages", "full"), settings=TABLE, kernel="light",
          shows="results at every age, by sex and by number of leads"),
+    Step("table-12", "table_12_representation", inputs=(*stores("adult", "child", "extra"), *splits("adult", "child", "extra"), SCORES, MODELS),
+         outputs=(*tables(12, "representation"), "representation/map.parquet", "representation/numbers.csv"), settings=TABLE,
+         shows="adults and children in the encoder's space, in numbers: can they be told apart, do findings lie together?"),
     Step("table-13", "table_13_age_aware", inputs=("age/frames.csv", "age/ceiling.csv", *stores("child", "extra"), each("age/{method}/seed{seed}/predictions.parquet", framed), SCORES, SIM2REAL),
-         outputs=(*tables(13, "age_aware", "real_children", "labels", "bands", "bands_labels", "ceiling"), *figure("figure_10_frame")),
+         outputs=tables(13, "age_aware", "real_children", "labels", "bands", "bands_labels", "ceiling"),
          settings=(*TABLE, "sim2real_methods"), samples=True, family=("table_13_age_aware",), real=("table_13_real_children",),
          shows="age-aware reading: the ECG brought into the adult's frame, the age as an input, texts of the age; what the frame gains at which age, and how much there was to gain"),
     Step("table-14", "table_14_schedule", inputs=(SCORES,), outputs=tables(14, "schedule", "note"), settings=TABLE, kernel="light", family=("table_14_",),
@@ -163,7 +166,7 @@ TABLE_STEPS = [
          shows="DANN and MMD with a smaller alignment weight, down to replay alone (`bench`)"),
 ]
 
-# %% ../../nbs/pipeline/02_steps.ipynb #e95a33a9
+# %% ../../nbs/pipeline/02_steps.ipynb #c8fc2c25
 FIGURE_STEPS = [
     Step("figure-1", "figure_01_framework", outputs=figure("figure_1_framework"), kernel="light", shows="what is trained, what is frozen, what exists in training only"),
     Step("figure-2", "figure_02_training", inputs=(each("models/{method}/seed{seed}/log.csv"), each("models/{method}/seed{seed}/val.csv")),
@@ -180,9 +183,10 @@ FIGURE_STEPS = [
     Step("figure-8", "figure_08_ages", inputs=(*stores("adult", "child"), SCORES),
          outputs=(*figure("figure_8_ages"), "tables/figure_8_errors.csv", "tables/figure_8_adults.csv"), settings=TABLE, kernel="light",
          shows="an adult's threshold against age"),
-    Step("figure-9", "figure_09_representation", inputs=(*stores("adult", "child"), *splits("adult", "child"), SCORES),
-         outputs=(*figure("figure_9_representation"), *tables(12, "representation")), settings=TABLE,
-         shows="adults and children in feature space, before and after adaptation"),
+    Step("figure-9", "figure_09_representation", inputs=("representation/map.parquet", "representation/numbers.csv"),
+         outputs=figure("figure_9_representation"), settings=TABLE, kernel="light", shows="adults and children in feature space, before and after adaptation"),
+    Step("figure-10", "figure_10_frame", inputs=("tables/table_13_bands.csv", "tables/table_13_bands_labels.csv"), outputs=figure("figure_10_frame"),
+         settings=TABLE, kernel="light", shows="what the adult's frame gains, by age and by label"),
 ]
 STEPS = (*COHORT_STEPS, *TRAIN_STEPS, *TABLE_STEPS, *FIGURE_STEPS)
 

@@ -8,7 +8,6 @@ __all__ = ['TELLING', 'BAND', 'ALIKE', 'KEYS', 'BITS', 'NEAR', 'DIFFER', 'ENTRIE
 
 # %% ../../nbs/store/06_leakage.ipynb #b38cebaf
 import hashlib, re
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
