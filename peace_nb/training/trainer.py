@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['SHARED', 'TrainConfig', 'check_config', 'train_config', 'truths', 'macro_auroc', 'adamw', 'LossModule',
            'resolve_precision', 'make_accelerator', 'Run', 'record_names', 'check_finite', 'to_device', 'drop_leads',
-           'TrainResult', 'train', 'Adapted', 'start_of', 'unlabelled', 'adaptation_data', 'adapt', 'Model',
-           'load_model', 'load_weights', 'predict_signals', 'predict_store', 'read_predictions', 'save_model',
-           'write_predictions']
+           'TrainResult', 'train', 'Adapted', 'start_of', 'unlabelled', 'adaptation_data', 'adapt', 'learns_from',
+           'score_settings', 'Model', 'load_model', 'load_weights', 'predict_signals', 'predict_store',
+           'read_predictions', 'save_model', 'write_predictions']
 
 # %% ../../nbs/training/04_trainer.ipynb #e2828d6f
 import copy, json, time
@@ -499,3 +499,33 @@ def adapt(
     predictions = [predict_store(adapted, store, r) for r in (val, test)]
     for name, found in zip(("val", "test"), predictions): write_predictions(found, out / f"{name}.parquet")
     return Adapted(adapted, *predictions, result, support)
+
+# %% ../../nbs/training/04_trainer.ipynb #e460033e
+def learns_from(
+    method,        # a `Method`
+    setting: str,  # "zero-shot", "50-shot", "full", …
+) -> str | None:   # a setting of `adapt`, or None: it is scored as pretrained
+    "What a network is trained on before it is scored under a setting."
+    if not method.trained: return None
+    if setting != "zero-shot": return setting
+    return "unlabelled" if method.adapts_unlabelled else None
+
+def score_settings(
+    settings,   # in any order
+    cohorts,    # that are scored under each of them
+    method,     # the pretrained `Method`
+    adapted,    # setting → the network after training under it
+    score,      # (network or None: as pretrained, setting, cohort) → table of scores
+) -> list:      # one table per setting and cohort, with the column setting
+    "Scores of one pretrained network under every setting; what it learns nothing for is scored once."
+    as_pretrained, found = {}, []
+    for setting in settings:
+        how = learns_from(method, setting)
+        net = adapted(setting) if how else None
+        for cohort in cohorts:
+            if how: scores = score(net, setting, cohort)
+            else:
+                if cohort not in as_pretrained: as_pretrained[cohort] = score(None, setting, cohort)
+                scores = as_pretrained[cohort]
+            found.append(scores.assign(setting=setting))
+    return found
