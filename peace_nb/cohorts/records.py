@@ -22,23 +22,26 @@ from ..signals.prepare import LEADS, MIN_SECONDS, TO_MV, canonical_lead, RecordE
 
 # %% ../../nbs/cohorts/01_records.ipynb #014187f4
 _FIRST = re.compile(r"([-\w]{1,200}) (\d{1,4}) (\d{1,6}(?:\.\d{1,12})?) (\d{1,15})", re.ASCII)
-_SIGNAL = re.compile(r"([-\w]{1,200}\.\w{1,20}) (\d{1,4})(?:\+(\d{1,9}))? (\d{1,12}(?:\.\d{1,20})?)(?:\((-?\d{1,12})\))?/([\w%]{1,20})"
-                     r" (\d{1,4}) (-?\d{1,12}) (-?\d{1,12}) (-?\d{1,12}) (\d{1,9}) (\S[ -~]{0,80})", re.ASCII)
+_SIGNAL = re.compile(r"([-\w]{1,200}\.\w{1,20}) (\d{1,4})(?:\+(\d{1,9}))? (\d{1,12}(?:\.\d{1,20})?)"
+                     r"(?:\((-?\d{1,12})\))?/([\w%]{1,20}) (\d{1,4}) (-?\d{1,12}) (-?\d{1,12}) (-?\d{1,12})"
+                     r" (\d{1,9}) (\S[ -~]{0,80})", re.ASCII)
 
 def _integers(values) -> list: return [int(v) for v in values]
 
 def _matched(stem):
-    "(match of the first line, one tuple of texts a field, comments) of an ordinary header; None for any other."
+    "(match of the first line, one tuple of texts per field, comments) of an ordinary header; None for any other."
     try:
         with open(f"{stem}.hea", encoding="ascii") as file: text = file.read(1_000_001)
     except (OSError, UnicodeDecodeError): return None
-    lines = [l.strip() for l in text.splitlines()]
-    comments, lines = [l.strip(" \t#") for l in lines if l.startswith("#")], [l for l in lines if l and not l.startswith("#")]
+    lines = [line.strip() for line in text.splitlines()]
+    comments = [line.strip(" \t#") for line in lines if line.startswith("#")]
+    lines = [line for line in lines if line and not line.startswith("#")]
     first = _FIRST.fullmatch(lines[0]) if lines and len(text) <= 1_000_000 else None
-    found = [_SIGNAL.fullmatch(l) for l in lines[1:]]
+    found = [_SIGNAL.fullmatch(line) for line in lines[1:]]
     if first is None or not found or None in found or int(first[2]) != len(found): return None
     return first, list(zip(*(m.groups() for m in found))), comments
 
+# %% ../../nbs/cohorts/01_records.ipynb #9941ae80
 def plain_header(
     stem, # a WFDB record, path without extension
 ): # wfdb.Record as `wfdb.rdheader` would return it, or None where the header is not of the ordinary form
@@ -52,11 +55,12 @@ def _record(first, fields: list, comments: list):
     files, fmt, offset, gain, baseline, units, res, zero, initial, checksum, block, names = fields
     n, fs = len(files), float(first[3])
     return wfdb.Record(
-        record_name=first[1], n_sig=n, fs=int(fs) if round(fs, 8) == float(int(fs)) else fs, sig_len=int(first[4]), file_name=list(files), fmt=list(fmt),
-        samps_per_frame=[1] * n, skew=[None] * n, byte_offset=[None if o is None else int(o) for o in offset],
-        adc_gain=[float(g) or 200.0 for g in gain], baseline=[int(z if b is None else b) for b, z in zip(baseline, zero)], units=list(units),
-        adc_res=_integers(res), adc_zero=_integers(zero), init_value=_integers(initial), checksum=_integers(checksum), block_size=_integers(block),
-        sig_name=list(names), comments=comments)
+        record_name=first[1], n_sig=n, fs=int(fs) if round(fs, 8) == float(int(fs)) else fs, sig_len=int(first[4]),
+        file_name=list(files), fmt=list(fmt), samps_per_frame=[1] * n, skew=[None] * n,
+        byte_offset=[None if o is None else int(o) for o in offset], adc_gain=[float(g) or 200.0 for g in gain],
+        baseline=[int(z if b is None else b) for b, z in zip(baseline, zero)], units=list(units),
+        adc_res=_integers(res), adc_zero=_integers(zero), init_value=_integers(initial),
+        checksum=_integers(checksum), block_size=_integers(block), sig_name=list(names), comments=comments)
 
 # %% ../../nbs/cohorts/01_records.ipynb #5d2af043
 class Counts(NamedTuple):
@@ -72,7 +76,8 @@ class Counts(NamedTuple):
 @lru_cache(maxsize=256)
 def _typed(gain: tuple, baseline: tuple, zero: tuple):
     "(baseline, gain) as numbers; the records of a data set share a handful of these."
-    return np.array([int(z if b is None else b) for b, z in zip(baseline, zero)], float), np.array([float(g) or 200.0 for g in gain])
+    steps = np.array([float(g) or 200.0 for g in gain])
+    return np.array([int(z if b is None else b) for b, z in zip(baseline, zero)], float), steps
 
 # %% ../../nbs/cohorts/01_records.ipynb #8c279604
 def plain_counts(
@@ -83,14 +88,17 @@ def plain_counts(
     if (found := _matched(stem)) is None: return None
     first, (files, fmt, offset, gain, baseline, units, _, zero, _, sums, _, names), _ = found
     name, n, size = os.path.basename(stem), len(files), len(files) * int(first[4])
-    if first[1] != name or os.path.splitext(files[0])[0] != name or {*files} != {files[0]} or {*fmt} != {"16"} or {*offset} != {offset[0]} or not 0 < size <= most: return None
+    one_file = {*files} == {files[0]} and {*offset} == {offset[0]} and {*fmt} == {"16"}
+    if not one_file or first[1] != name or os.path.splitext(files[0])[0] != name or not 0 < size <= most: return None
+    skip = int(offset[0] or 0)
     try:
         with open(os.path.join(os.path.dirname(stem), files[0]), "rb") as file:
-            if os.fstat(file.fileno()).st_size < int(offset[0] or 0) + 2 * size: return None
-            file.seek(int(offset[0] or 0))
+            if os.fstat(file.fileno()).st_size < skip + 2 * size: return None
+            file.seek(skip)
             samples = np.frombuffer(file.read(2 * size), "<i2").reshape(-1, n)
     except (OSError, ValueError): return None
-    return Counts(samples, names, *_typed(gain, baseline, zero), units, float(first[3]), np.array(_integers(sums)) % 65536)
+    stated = np.array(_integers(sums)) % 65536
+    return Counts(samples, names, *_typed(gain, baseline, zero), units, float(first[3]), stated)
 
 # %% ../../nbs/cohorts/01_records.ipynb #dfb1f23a
 MAX_SAMPLES = 2**26    # samples of one record, all channels: 3 hours of 12 leads at 500 Hz

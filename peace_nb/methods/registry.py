@@ -23,7 +23,7 @@ class Method(Protocol):
     labels: tuple
     config: dict
     def loss(self, batch: dict, progress: float) -> dict: ...
-    def predict(self, signals: "torch.Tensor", mask: "torch.Tensor | None" = None) -> "torch.Tensor": ...
+    def predict(self, signals, mask=None): ...  # (B, 12, T), (B, 12) → logits (B, K)
     def restrict(self, labels: tuple) -> "Method": ...
 
 # %% ../../nbs/methods/01_registry.ipynb #352cad6d
@@ -127,7 +127,7 @@ def build_method(
     labels: tuple,  # K label ids
     encoder: str | dict = "small",  # a size, or the arguments of `build_encoder`
     seed: int = 0,  # of every initial weight
-    embeddings: "torch.Tensor | None" = None,  # (K, A, dim) of `method_texts`, for methods that are taught with texts
+    embeddings=None,  # (K, A, dim) of `method_texts`, for methods that are taught with texts
     embedding_shape: tuple | None = None,  # (A, dim), instead of them, when weights are loaded afterwards
     **cfg,  # the method's own settings
 ):  # a `Method`

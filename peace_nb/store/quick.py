@@ -61,7 +61,8 @@ def survey(
 ): # (low (C,), high (C,), sums (C,), gaps bool), or None where nothing is compiled
     "What has to be known about a record before it is prepared."
     if not COMPILED: return None
-    low, high, sums = np.full(d.shape[1], 32767, np.int16), np.full(d.shape[1], -32768, np.int16), np.zeros(d.shape[1], np.int64)
+    C = d.shape[1]
+    low, high, sums = np.full(C, 32767, np.int16), np.full(C, -32768, np.int16), np.zeros(C, np.int64)
     return low, high, sums, COMPILED["_survey"](d, window, low, high, sums)
 
 # %% ../../nbs/store/04_quick.ipynb #83510b54
@@ -75,10 +76,11 @@ def condition(
     ratio: tuple, # (up, down) of the resampling, in lowest terms
     n: int, # samples wanted
 ): # ((n, LANES) int16 microvolts, lanes in the order of `lane`; samples that had to be clipped)
-    "Filter, resample, round: the bits of `sosfiltfilt`, `resample_poly` and a rounding to microvolts. `warm` has to have been called."
+    "Filter, resample, round: the bits of `sosfiltfilt`, `resample_poly` and a rounding to microvolts, after `warm`."
     lanes = np.concatenate([lane, np.full(LANES - len(lane), lane[0])])
     fits = [v[lanes] for v in (counts.baseline, counts.gain, scale)]
-    alike = len(counts.names) == LANES and np.array_equal(lanes, np.arange(LANES)) and all((v == v[0]).all() for v in fits)
+    in_order = len(counts.names) == LANES and np.array_equal(lanes, np.arange(LANES))
+    alike = in_order and all((v == v[0]).all() for v in fits)
     x = np.empty((T + 2 * pad, LANES))
     COMPILED["_spread"](counts.samples, lanes, *fits, alike, pad, x)
     if len(sos): there_and_back(sos, x, pad)
@@ -87,6 +89,7 @@ def condition(
     units[len(made):] = 0
     return units, COMPILED["_round"](made.reshape(-1), units[: len(made)].reshape(-1))
 
+# %% ../../nbs/store/04_quick.ipynb #a752612d
 def _thinned(x: np.ndarray, pad: int, up: int, down: int, n: int) -> np.ndarray: # (at most n, LANES) float32
     "The middle of `x` (T + 2 pad, LANES) at `up / down` times its rate."
     T, (h, skip) = len(x) - 2 * pad, filter_taps(up, down)

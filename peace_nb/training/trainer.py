@@ -28,8 +28,8 @@ from tqdm import tqdm
 
 from ..store.batches import StoreDataset
 from ..settings import PeaceError
-from .checkpoint import (Model, loader, predict_logits, predict_store,
-                                          read_tensors, write_tensors, write_text)
+from .checkpoint import (Model, load_model, loader, load_weights, predict_logits, predict_signals, predict_store,
+                                          read_tensors, save_model, write_tensors, write_text)
 from .predictions import read_predictions, write_predictions
 from .protocol import (Paired, check_split, epoch_batches, lead_keep, lr_factor, paired_batches, param_groups, rows_of, setting,
                                         support_report, training_rows)
