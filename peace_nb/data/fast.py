@@ -36,6 +36,7 @@ def _matched(stem):
     if first is None or not found or None in found or int(first[2]) != len(found): return None
     return first, list(zip(*(m.groups() for m in found))), comments
 
+# %% ../../nbs/data/02a_fast.ipynb #9941ae80
 def plain_header(
     stem, # a WFDB record, path without extension
 ): # wfdb.Record as `wfdb.rdheader` would return it, or None where the header is not of the ordinary form
@@ -161,6 +162,7 @@ def _try_out(made: dict):
     made["_line"](x, 0, 1, np.zeros((6, LANES), np.float32))
     for kind in (np.float32, float): made["_round"](np.zeros(4, kind), np.zeros(4, np.int16))
 
+# %% ../../nbs/data/02a_fast.ipynb #6ab8ac0b
 def warm() -> bool: # whether the compiled loops are in use from now on
     "Compile the loops (or load them from the cache). Without Numba everything stays with SciPy."
     if not _kernels:
@@ -196,6 +198,7 @@ def _there_and_back(sos, ext: np.ndarray, padlen: int):
     _kernels["_sweep"](sos, zi, ext, 0, rows, 1)
     _kernels["_sweep"](sos, zi, ext, rows - 1, rows - padlen, -1)
 
+# %% ../../nbs/data/02a_fast.ipynb #6608cea9
 def sosfiltfilt(
     sos: np.ndarray, # (S, 6) second-order sections, float64
     x: np.ndarray, # (..., T), filtered along the last axis
@@ -323,6 +326,7 @@ def condition(
     units[len(made):] = 0
     return units, _kernels["_round"](made.reshape(-1), units[: len(made)].reshape(-1))
 
+# %% ../../nbs/data/02a_fast.ipynb #a752612d
 def _thinned(x: np.ndarray, pad: int, up: int, down: int, n: int) -> np.ndarray: # (at most n, LANES) float32
     "The middle of `x` (T + 2 pad, LANES) at `up / down` times its rate."
     T, (h, skip) = len(x) - 2 * pad, _design(up, down)
