@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MOST_EACH', 'MOST_TOGETHER', 'DPI', 'WIDTH', 'COLOURS', 'STUDIES', 'WIDGET', 'KEPT', 'KEPT_WIDTHS', 'MOST_COPIES',
            'library_notebooks', 'choose', 'shrink_png', 'places', 'scrub', 'tidy', 'quiet_kernel', 'directives',
-           'hides_output', 'executed', 'store_outputs', 'refresh', 'unsteady', 'returns_nothing', 'shows',
+           'hides_output', 'executed', 'store_outputs', 'refresh', 'unsteady', 'returns_nothing', 'shows', 'takes_time',
            'machine_path', 'problems', 'check_outputs', 'any_kept', 'executed_copies', 'small_copy', 'keep_copies']
 
 # %% ../nbs/outputs.ipynb #433378a5
@@ -316,7 +316,19 @@ def shows(
     if isinstance(last.value, (ast.Await, ast.Yield)): return None
     return "a value"
 
-# %% ../nbs/outputs.ipynb #af7da389
+# %% ../nbs/outputs.ipynb #32a539d3
+_CLOCKS = {"perf_counter", "perf_counter_ns", "process_time", "monotonic", "default_timer", "timeit"}
+
+def takes_time(
+    source: str,  # of a code cell
+) -> bool:
+    "Whether a cell reads a clock."
+    try: tree = ast.parse(source)
+    except SyntaxError: return False
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return any(_called(call) in _CLOCKS or ast.unparse(call.func) in ("time.time", "datetime.now") for call in calls)
+
+# %% ../nbs/outputs.ipynb #a79a0838
 _PLACES = re.compile(r"(?<![\w.:/~-])/(?:home|Users|root|tmp|private/var|var/folders|workspace|runner|builds)/[\w.@~-]+|\b[A-Z]:\\\\(?:Users|Temp)\\\\")
 
 def machine_path(
@@ -329,7 +341,7 @@ def machine_path(
     found = _PLACES.search(text)
     return found[0] if found else None
 
-# %% ../nbs/outputs.ipynb #cedd2b38
+# %% ../nbs/outputs.ipynb #1409a7a7
 def problems(
     path: Path | str,  # a notebook with kept outputs
     quiet: set[str] = frozenset(),  # functions of the package that return nothing
@@ -346,7 +358,8 @@ def problems(
     for i, cell in enumerate(cells):
         if cell.cell_type != "code": continue
         what, first = shows(cell.source, quiet), next((line for line in cell.source.splitlines() if line.strip() and not line.startswith("#")), "")
-        if what and not cell.outputs: found.append(f"{name}, cell {i} shows something ({what}), but no output is kept: {first[:60]}")
+        if what and takes_time(cell.source): found.append(f"{name}, cell {i} shows something and takes a time: hide its output with `#| output: false`, or show something else: {first[:60]}")
+        elif what and not cell.outputs: found.append(f"{name}, cell {i} shows something ({what}), but no output is kept: {first[:60]}")
         if said := _untidy(cell, root): found.append(f"{name}, cell {i} {said}")
     if path.stat().st_size > most: found.append(f"{name} has {path.stat().st_size / 1000:.0f} kB; at most {most / 1000:.0f} kB are kept.")
     return found
@@ -380,9 +393,9 @@ def any_kept(
     root: Path | str | None = None,  # the checkout
 ) -> bool:
     "Whether any library notebook keeps an output."
-    return any('"output_type"' in path.read_text(encoding="utf-8") for path in library_notebooks(root))
+    return any(cell.get("outputs") for path in library_notebooks(root) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"])
 
-# %% ../nbs/outputs.ipynb #3160f582
+# %% ../nbs/outputs.ipynb #dbac51bb
 KEPT_WIDTHS = (720, 560, 420)  # pixels; the next one is taken where a copy is too large
 MOST_COPIES = 5_000_000        # bytes of all copies of a profile
 
