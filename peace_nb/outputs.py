@@ -17,10 +17,10 @@ import nbformat
 from .files import replacing
 from .settings import PeaceError, project_root
 
-# %% ../nbs/outputs.ipynb #c0bc2cdf
+# %% ../nbs/outputs.ipynb #5f0b06e6
 MOST_EACH = 200_000        # bytes of a notebook, source and outputs together
 MOST_TOGETHER = 8_000_000  # bytes of all library notebooks
-DPI, WIDTH, COLOURS = 80, 900, 128
+DPI, WIDTH, COLOURS = 80, 900, 64
 
 # %% ../nbs/outputs.ipynb #25b1f98c
 STUDIES = ("paper", "studies")   # folders below nbs/ whose notebooks depend on a profile
@@ -191,7 +191,7 @@ def _failed(nb) -> int:
     begun = [i for i, cell in enumerate(nb.cells) if cell.cell_type == "code" and (cell.execution_count or cell.outputs)]
     return begun[-1] if begun else 0
 
-# %% ../nbs/outputs.ipynb #bf658b43
+# %% ../nbs/outputs.ipynb #ff14ad6a
 def store_outputs(
     path: Path | str,  # a notebook
     outputs: list[list[dict]],  # see `executed`
@@ -208,10 +208,15 @@ def store_outputs(
     clean_nb(nb, allowed_cell_metadata_keys=["tags"])
     text = nb2str(nb)
     size = len(text.encode("utf-8"))
-    if size > most: raise PeaceError(f"{path.name} would have {size / 1000:.0f} kB with its outputs, but at most {most / 1000:.0f} kB are kept.")
+    if size > most: raise PeaceError(f"{path.name} would have {size / 1000:.0f} kB, but at most {most / 1000:.0f} kB are kept; its largest outputs: {_largest(outputs)}.")
     if text != path.read_text(encoding="utf-8"):
         with replacing(path) as tmp: tmp.write_text(text, encoding="utf-8", newline="\n")
     return size
+
+def _largest(outputs: list[list[dict]], n: int = 3) -> str:
+    "The cells with the largest outputs, in words."
+    sizes = sorted(((len(json.dumps(own)), i) for i, own in enumerate(outputs) if own), reverse=True)[:n]
+    return ", ".join(f"cell {i} ({size / 1000:.0f} kB)" for size, i in sizes)
 
 def _as_lines(output: dict) -> dict:
     "The same output with long texts as lists of lines, as notebooks store them."
