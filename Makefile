@@ -39,9 +39,9 @@ ONLY ?=
 REFERENCE ?=
 outputs: .venv/.ready
 ifeq ($(REFERENCE),)
-	$(BIN)/python -c "from peace_nb.outputs import refresh; refresh('$(ONLY)')"
+	$(BIN)/python -c "from peace_nb.pipeline.kept import refresh; refresh('$(ONLY)')"
 else
-	$(BIN)/python -c "from peace_nb.outputs import keep_copies; keep_copies('$(REFERENCE)')"
+	$(BIN)/python -c "from peace_nb.pipeline.kept import keep_copies; keep_copies('$(REFERENCE)')"
 endif
 
 # The documentation, from what is checked in; nothing is run. make site SERVE=1 opens it in a browser.

@@ -3,7 +3,7 @@ import base64, io, shutil
 import nbformat
 import pytest
 from nbdev.clean import nbdev_clean
-from peace_nb import outputs
+from peace_nb.pipeline import kept as outputs
 from peace_nb.settings import PeaceError, project_root
 
 
