@@ -11,6 +11,7 @@ author = copyright = "The peace_nb contributors"
 extensions = ["myst_nb", "sphinx.ext.mathjax", "tools.codelinks"]
 exclude_patterns = ["**/.ipynb_checkpoints"]
 nitpicky = True
+add_module_names = False   # the title of a page says the module
 
 # Notebooks: outputs as they are kept, nothing is run.
 nb_execution_mode = "off"

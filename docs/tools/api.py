@@ -18,7 +18,7 @@ def comments_of(code: str) -> dict[int, str]:
 def _above(line: int, comments: dict, code: list[str]) -> str:
     "Comment lines that stand alone directly above a line."
     found = []
-    while line > 1 and code[line - 2].strip().startswith("#"):
+    while line > 1 and re.match(r"\s*#(?! %%)", code[line - 2]):   # `# %%` marks where a cell of the notebook begins
         line -= 1
         found.append(comments.get(line, ""))
     return " ".join(reversed(found))
@@ -38,7 +38,7 @@ def parameters(node: ast.FunctionDef, comments: dict, code: list[str]) -> list[d
         if i == 0 and arg.arg in ("self", "cls"): continue
         told = comments.get(arg.lineno, "") if last_on[arg.lineno] == i else ""
         rows.append({"name": star + arg.arg, "type": ast.unparse(arg.annotation) if arg.annotation else "",
-                     "default": ast.unparse(default) if default is not None else "", "what": told or _above(arg.lineno, comments, code)})
+                     "default": ast.unparse(default) if default is not None else "", "what": told or (_above(arg.lineno, comments, code) if arg.lineno > node.lineno else "")})
     lines = [a.lineno for _, a, _ in every]
     closing = range(max(lines, default=node.lineno) + bool(lines), max(node.body[0].lineno, node.lineno + 1))
     if node.returns: closing = range(node.returns.lineno, max(node.body[0].lineno, node.returns.lineno + 1))
@@ -60,8 +60,8 @@ def prose(text: str) -> str:
 
 def table(rows: list[dict]) -> str:
     "Parameters as a table; columns that are empty throughout are left out."
-    if not rows: return ""
     columns = [c for c in ("type", "default", "what") if any(r[c] for r in rows)]
+    if set(columns) <= {"default"}: return ""   # names and defaults alone: the signature has them
     heads = {"type": "type", "default": "default", "what": "what it is"}
     lines = ["| parameter | " + " | ".join(heads[c] for c in columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for row in rows:
@@ -176,19 +176,25 @@ def module_page(path: Path, module: str, notebook: str | None) -> tuple[str, str
 def stage_api(root: Path, out, modules: dict[Path, str]) -> int:
     "A page per module and an index; returns how many modules there are."
     notebook = {module: path.relative_to(root / "nbs").as_posix() for path, module in modules.items()}
-    rows, pages = [], []
+    rooms: dict[str, list] = {}
     for path in sorted((root / "peace_nb").rglob("*.py")):
         if path.name.startswith("_"): continue
-        module = ".".join(path.relative_to(root).with_suffix("").parts)
+        parts = path.relative_to(root).with_suffix("").parts
+        module = ".".join(parts)
         text, doc = module_page(path, module, notebook.get(module))
         out.write(f"api/{module}.md", text)
-        rows.append(f"| [`{module}`](/api/{module}.md) | {doc.splitlines()[0] if doc else ''} |".replace("||", "|"))
-        pages.append(f"/api/{module}")
-    listed = "\n".join(["| module | what it holds |", "|---|---|", *rows])
-    tree = "```{toctree}\n:hidden:\n\n" + "\n".join(f"{p.rpartition('.')[0] and p.rpartition('/')[2].removeprefix('peace_nb.')} <{p}>" for p in pages) + "\n```\n"
-    out.write("api/index.md", "# API reference\n\nAll public names, with what the source says about them: one page per module. Each page leads to the notebook that makes the module, "
-              f"where the code is explained and tested.\n\n{listed}\n\n{tree}")
-    return len(pages)
+        rooms.setdefault(parts[1] if len(parts) > 2 else "", []).append((module, doc.splitlines()[0] if doc else ""))
+    def listed(modules): return "\n".join(["| module | what it holds |", "|---|---|", *(f"| [`{m}`](/api/{m}.md) | {d} |" for m, d in modules)])
+    def tree(entries): return "```{toctree}\n:hidden:\n\n" + "\n".join(entries) + "\n```\n"
+    def entry(module): return f"{module.rpartition('.')[2]} </api/{module}>"
+    for room, modules in rooms.items():
+        if room: out.write(f"api/{room}.md", f"# Modules of `{room}`\n\n{listed(modules)}\n\n{tree(entry(m) for m, _ in modules)}")
+    text = ["# API reference", "", "All public names, with what the source says about them: one page per module. Each page leads to the notebook that makes the module, "
+            "where the code is explained and tested.", ""]
+    for room, modules in rooms.items(): text += [f"## {room or 'At the top'}", "", listed(modules), ""]
+    entries = [entry(m) for m, _ in rooms.get("", [])] + [f"{room} </api/{room}>" for room in rooms if room]
+    out.write("api/index.md", "\n".join(text) + "\n" + tree(entries))
+    return sum(map(len, rooms.values()))
 
 
 def imported_rooms(path: Path, package: Path) -> set[str]:

@@ -36,12 +36,13 @@ def rounded(cell: str) -> str:
 def html_table(path: Path, place: str) -> str:
     "A CSV file as a table with its name below; long ones folded."
     with open(path, encoding="utf-8", newline="") as f: head, *rows = list(csv.reader(f))
-    def line(cells, tag): return "<tr>" + "".join(f"<{tag}>{html.escape(rounded(c))}</{tag}>" for c in cells) + "</tr>"
+    def field(cell, tag): return f"<{tag}{'' if len(cell) > 26 else ' class=short'}>{html.escape(rounded(cell))}</{tag}>"
+    def line(cells, tag): return "<tr>" + "".join(field(cell, tag) for cell in cells) + "</tr>"
     body = "\n".join(line(row, "td") for row in rows[:MOST])
-    cut = f" The first {MOST} of {len(rows)} rows are shown." if len(rows) > MOST else ""
+    cut = f": the first {MOST} of {len(rows)} rows are shown." if len(rows) > MOST else ""
     grid = f'<div class="result-table"><table><thead>{line(head, "th")}</thead><tbody>\n{body}\n</tbody></table></div>'
     if len(rows) > WHOLE: grid = f"<details><summary>{path.stem.replace('_', ' ')}: {len(rows)} rows</summary>{grid}</details>"
-    return f"```{{raw}} html\n{grid}\n```\n\n{{.result-file}}\n[`{path.name}`](/{place}).{cut}\n"
+    return f"```{{raw}} html\n{grid}\n```\n\n{{.result-file}}\n[`{path.name}`](/{place}){cut}\n"
 
 
 def note_of(folder: Path, number: str) -> str:
@@ -62,10 +63,27 @@ def pictures(notebook: Path) -> list[bytes]:
     return [base64.b64decode(p if isinstance(p, str) else "".join(p)) for p in found]
 
 
+def title_of(notebook: dict) -> tuple[str, str]:
+    "Title and subtitle of a notebook: its first heading and the quotation below it."
+    for cell in notebook["cells"]:
+        if cell["cell_type"] != "markdown": continue
+        text = "".join(cell["source"])
+        if m := re.match(r"#\s+(.+)", text):
+            sub = re.search(r"^>\s*(.+)", text, re.M)
+            return m[1].strip(), sub[1].strip() if sub else ""
+    return "", ""
+
+
 def places_of(root: Path, study: str) -> list[dict]:
     "The tables and figures of a study, from the table of steps."
     from peace_nb.pipeline.steps import places
     return places(study)
+
+
+def made_in_order(study: str) -> dict[str, int]:
+    "Names of the files a study's steps make, with their place among the outputs of their step: the main table comes first."
+    from peace_nb.pipeline.steps import STEPS
+    return {Path(output).name: i for step in STEPS if step.study == study for i, output in enumerate(step.outputs) if isinstance(output, str)}
 
 
 def shows(text: str) -> str: return text.replace("](../", "](/").replace("|", "\\|")
@@ -75,9 +93,11 @@ def run_page(root: Path, out, run: dict) -> str:
     "A page with all tables and figures of one reference run."
     about, study = run["about"], run["study"]
     known = {p["name"]: p for p in places_of(root, study)}
+    in_order = made_in_order(study)
     groups: dict[tuple, list] = {}
     for path in sorted(run["folder"].glob("*.csv")):
         if numbered(path) and not path.stem.endswith("_note"): groups.setdefault(numbered(path), []).append(path)
+    for files in groups.values(): files.sort(key=lambda path: (path.stem.endswith("_full"), in_order.get(path.name, 99)))
     for path in sorted((run["folder"] / "notebooks").glob("figure_*.ipynb")):
         number = str(int(re.match(r"figure_(\d+)", path.stem)[1]))
         if shown := pictures(path): groups.setdefault(("Figure", number), []).append((path, shown[-1]))
@@ -88,10 +108,11 @@ def run_page(root: Path, out, run: dict) -> str:
         parts += ["```{admonition} Simulated patients\n:class: warning\nThese numbers say how the methods behave on a model of the world. They are no evidence about patients.\n```", ""]
     for kind, number in sorted(groups, key=lambda g: (g[0] == "Figure", int(g[1]))):
         place = known.get(f"{kind} {number}")
-        parts += [f"({study}-{run['profile']}-{kind.lower()}-{number})=", f"## {kind} {number}", ""]
+        title = title_of(json.loads(Path(place["notebook"]).read_text(encoding="utf-8")))[0] if place else f"{kind} {number}"
+        parts += [f"({study}-{run['profile']}-{kind.lower()}-{number})=", f"## {title}", ""]
         if place:
             notebook = Path(place["notebook"]).relative_to(root / "nbs").as_posix()
-            parts += [f"{shows(place['shows'])[:1].upper()}{shows(place['shows'])[1:]}. Made by [](/nbs/{notebook}).", ""]
+            parts += [f"{shows(place['shows'])[:1].upper()}{shows(place['shows'])[1:]}. [The notebook](/nbs/{notebook})", ""]
         note = note_of(run["folder"], number) if kind == "Table" else ""
         for item in groups[kind, number]:
             if isinstance(item, Path):
@@ -124,13 +145,13 @@ def places_table(root: Path, runs: list[dict]) -> str:
     from peace_nb.pipeline.steps import studies
     parts = []
     for study in studies():
-        rows = ["| | notebook | what it shows | numbers |", "|---|---|---|---|"]
+        rows = ["| notebook | what it shows | numbers |", "|---|---|---|"]
         for place in places_of(root, study):
             kind, number = place["name"].split()
             has = [r for r in runs if r["study"] == study and ((kind == "Table" and list(r["folder"].glob(f"table_{number}_*.csv"))) or (kind == "Figure" and list(r["folder"].glob(f"figure_{number}_*.csv"))))]
             numbers = ", ".join(f"[{r['profile']}](#{study}-{r['profile']}-{kind.lower()}-{number})" for r in has)
             notebook = Path(place["notebook"]).relative_to(root / "nbs").as_posix()
-            rows.append(f"| {place['name']} | [](/nbs/{notebook}) | {shows(place['shows'])} | {numbers} |")
+            rows.append(f"| [](/nbs/{notebook}) | {shows(place['shows'])} | {numbers} |")
         parts.append(f"## Study: {study}\n\n" + "\n".join(rows))
     return "\n\n".join(parts)
 

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from . import api, results
+from .results import title_of
 
 ROOMS_MAY_BE_MISSING = False   # True: a room of rooms.csv without a folder is left out instead of refused
 
@@ -24,17 +25,6 @@ class Staged:
 
     def sweep(self):
         for path in [p for p in self.folder.rglob("*") if p.is_file() and p not in self.kept]: path.unlink()
-
-
-def title_of(notebook: dict) -> tuple[str, str]:
-    "Title and subtitle of a notebook: its first heading and the quotation below it."
-    for cell in notebook["cells"]:
-        if cell["cell_type"] != "markdown": continue
-        text = "".join(cell["source"])
-        if m := re.match(r"#\s+(.+)", text):
-            sub = re.search(r"^>\s*(.+)", text, re.M)
-            return m[1].strip(), sub[1].strip() if sub else ""
-    return "", ""
 
 
 def stem_of(path: Path) -> str:
