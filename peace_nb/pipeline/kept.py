@@ -66,7 +66,7 @@ def shrink_png(
     page.quantize(colours, dither=Image.Dither.NONE).save(small, "png", optimize=True)
     return small.getvalue()
 
-# %% ../../nbs/pipeline/10_kept_outputs.ipynb #1a2dacdd
+# %% ../../nbs/pipeline/10_kept_outputs.ipynb #ab54e987
 _MADE_UP = {r"\btmp[a-z0-9_]{8}\b": "tmp",              # names of the standard library's temporary folders
             r"\.\d+-[0-9a-f]{8}\.tmp\b": ".unfinished.tmp"}  # temporary files of `replacing`
 
@@ -75,7 +75,7 @@ def places(
     temporary: Path | str | None = None,  # where the notebook put its temporary files
 ) -> dict[str, str]:  # path → what is written instead
     "What stands in place of the paths of this machine, longest first."
-    root = Path(root or project_root())
+    root = Path(root or project_root()).resolve()
     found = {str(root): ".", str(Path.home()): "~", tempfile.gettempdir(): "tmp", sys.prefix: "python"}
     if temporary: found[str(temporary)] = "tmp"
     found |= {str(Path(path).resolve()): name for path, name in found.items()}
