@@ -32,7 +32,7 @@ test: .venv/.ready
 	$(BIN)/python -m pytest -q -n $(CORES) --dist loadfile
 
 readme: .venv/.ready
-	$(BIN)/python -c "from peace_nb.pipeline import write_readme; write_readme()"
+	$(BIN)/python -c "from peace_nb.pipeline.readme import write_readme; write_readme()"
 
 # Runs the library notebooks and stores what they show: make outputs ONLY="models ages/01". With REFERENCE=demo it keeps small executed copies of that build instead.
 ONLY ?=
