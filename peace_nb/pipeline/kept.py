@@ -45,7 +45,8 @@ def choose(
     root = Path(root or project_root())
     every = library_notebooks(root)
     if not only.split(): return every
-    def fits(part: str) -> list[Path]: return [path for path in every if part in path.relative_to(root / "nbs").as_posix()]
+    def fits(part: str) -> list[Path]:
+        return [path for path in every if part in path.relative_to(root / "nbs").as_posix()]
     for part in only.split():
         if not fits(part): raise PeaceError(f"No library notebook has {part!r} in its path.")
     return sorted({path for part in only.split() for path in fits(part)})
@@ -61,7 +62,8 @@ def shrink_png(
     image = Image.open(io.BytesIO(png)).convert("RGBA")
     page = Image.new("RGB", image.size, "white")
     page.paste(image, mask=image.getchannel("A"))
-    if page.width > width: page = page.resize((width, max(1, round(page.height * width / page.width))), Image.Resampling.LANCZOS)
+    if page.width > width:
+        page = page.resize((width, max(1, round(page.height * width / page.width))), Image.Resampling.LANCZOS)
     small = io.BytesIO()
     page.quantize(colours, dither=Image.Dither.NONE).save(small, "png", optimize=True)
     return small.getvalue()
@@ -102,9 +104,12 @@ def _kept_data(data: dict, replaced: dict, width: int) -> dict:
     "The forms of a displayed value that are kept, pictures shrunk, texts scrubbed."
     found = {}
     for kind in (kind for kind in data if kind in KEPT):
-        if kind == "image/png": found[kind] = base64.b64encode(shrink_png(base64.b64decode(_text(data[kind])), width)).decode()
-        elif kind == "application/json": found[kind] = data[kind]
-        else: found[kind] = scrub(_text(data[kind]), replaced)
+        if kind == "image/png":
+            found[kind] = base64.b64encode(shrink_png(base64.b64decode(_text(data[kind])), width)).decode()
+        elif kind == "application/json":
+            found[kind] = data[kind]
+        else:
+            found[kind] = scrub(_text(data[kind]), replaced)
     return found
 
 def tidy(
@@ -143,9 +148,16 @@ def quiet_kernel(
     search = os.pathsep.join([str(root or project_root()), *filter(None, [os.environ.get("PYTHONPATH")])])
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PEACE_")}
     temporary_names = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temporary))
-    try: yield {**inherited, **threads, **temporary_names, "PYTHONPATH": search, "PYTHONHASHSEED": "0", "IPYTHONDIR": str(base / "ipython"),
-                "MATPLOTLIBRC": str(drawing), "TQDM_DISABLE": "1", "COLUMNS": "120"}, temporary
-    finally: shutil.rmtree(base, ignore_errors=True)
+    try:
+        yield (
+            {
+                **inherited, **threads, **temporary_names, "PYTHONPATH": search, "PYTHONHASHSEED": "0",
+                "IPYTHONDIR": str(base / "ipython"), "MATPLOTLIBRC": str(drawing), "TQDM_DISABLE": "1", "COLUMNS": "120"
+            },
+            temporary,
+        )
+    finally:
+        shutil.rmtree(base, ignore_errors=True)
 
 # %% ../../nbs/pipeline/10_kept_outputs.ipynb #6cb0c6b9
 def directives(
@@ -178,17 +190,26 @@ def executed(
     path, root = Path(path), Path(root or project_root())
     nb = nbformat.read(path, 4)
     with quiet_kernel(root) as (env, temporary):
-        client = NotebookClient(nb, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}})
-        try: client.execute(env=env, stderr=subprocess.DEVNULL)   # the kernel's own remarks
+        client = NotebookClient(
+            nb, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
+        )
+        try:
+            client.execute(env=env, stderr=subprocess.DEVNULL)  # the kernel's own remarks
         except CellExecutionError as error:
             raise PeaceError(f"{path.name} stopped in cell {_failed(nb)}: {error.ename}: {error.evalue}") from None
-        except CellTimeoutError: raise PeaceError(f"{path.name}: cell {_failed(nb)} took more than {timeout} seconds.") from None
+        except CellTimeoutError:
+            raise PeaceError(f"{path.name}: cell {_failed(nb)} took more than {timeout} seconds.") from None
         replaced = places(root, temporary)
-        return [tidy(cell.outputs, replaced) if cell.cell_type == "code" and not hides_output(cell.source) else [] for cell in nb.cells]
+        return [
+            tidy(cell.outputs, replaced) if cell.cell_type == "code" and not hides_output(cell.source) else []
+            for cell in nb.cells
+        ]
 
 def _failed(nb) -> int:
     "Number of the cell at which a run stopped: the last that was begun."
-    begun = [i for i, cell in enumerate(nb.cells) if cell.cell_type == "code" and (cell.execution_count or cell.outputs)]
+    begun = [
+        i for i, cell in enumerate(nb.cells) if cell.cell_type == "code" and (cell.execution_count or cell.outputs)
+    ]
     return begun[-1] if begun else 0
 
 # %% ../../nbs/pipeline/10_kept_outputs.ipynb #ff14ad6a
@@ -208,7 +229,10 @@ def store_outputs(
     clean_nb(nb, allowed_cell_metadata_keys=["tags"])
     text = nb2str(nb)
     size = len(text.encode("utf-8"))
-    if size > most: raise PeaceError(f"{path.name} would have {size / 1000:.0f} kB, but at most {most / 1000:.0f} kB are kept; its largest outputs: {_largest(outputs)}.")
+    if size > most:
+        raise PeaceError(
+            f"{path.name} would have {size / 1000:.0f} kB, but at most {most / 1000:.0f} kB are kept; its largest outputs: {_largest(outputs)}."
+        )
     if text != path.read_text(encoding="utf-8"):
         with replacing(path) as tmp: tmp.write_text(text, encoding="utf-8", newline="\n")
     return size
@@ -245,7 +269,10 @@ def refresh(
         return name, size
     with ThreadPoolExecutor(at_a_time) as pool: sizes = dict(pool.map(one, choose(only, root)))
     together = sum(path.stat().st_size for path in library_notebooks(root))
-    if together > MOST_TOGETHER: wrong.append(f"All library notebooks together have {together / 1e6:.1f} MB, but at most {MOST_TOGETHER / 1e6:.0f} MB are kept.")
+    if together > MOST_TOGETHER:
+        wrong.append(
+            f"All library notebooks together have {together / 1e6:.1f} MB, but at most {MOST_TOGETHER / 1e6:.0f} MB are kept."
+        )
     if wrong: raise PeaceError(" ".join(sorted(wrong)))
     print(f"{len(sizes)} notebooks; all together {together / 1e6:.1f} MB", flush=True)
     return sizes
@@ -259,7 +286,11 @@ def unsteady(
     root, found = Path(root or project_root()), []
     for path in choose(only, root):
         once, again = executed(path, root), executed(path, root)
-        found += [f"{path.relative_to(root / 'nbs').as_posix()}, cell {i}" for i, (a, b) in enumerate(zip(once, again)) if a != b]
+        found += [
+            f"{path.relative_to(root / 'nbs').as_posix()}, cell {i}"
+            for i, (a, b) in enumerate(zip(once, again))
+            if a != b
+        ]
     return found
 
 # %% ../../nbs/pipeline/10_kept_outputs.ipynb #01bc3736
@@ -279,11 +310,15 @@ def returns_nothing(
     def own(node):
         for child in ast.iter_child_nodes(node):
             yield child
-            if not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)): yield from own(child)
+            if not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)):
+                yield from own(child)
     quiet, loud = set(), set()
     for node in ast.walk(ast.parse(code)):
         if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)): continue
-        gives = any(isinstance(part, (ast.Yield, ast.YieldFrom)) or isinstance(part, ast.Return) and part.value is not None for part in own(node))
+        gives = any(
+            isinstance(part, (ast.Yield, ast.YieldFrom)) or isinstance(part, ast.Return) and part.value is not None
+            for part in own(node)
+        )
         (loud if gives else quiet).add(node.name)
     return quiet - loud
 
@@ -312,12 +347,18 @@ def shows(
     except SyntaxError: return None
     if not body: return None
     if found := _prints(body, quiet): return found
-    if re.search(r"^[^#\n]*\bplt\.(subplots|figure)\(", source, re.M) and "plt.close" not in source and "savefig" not in source:
-        if any(isinstance(node, (ast.Assign, ast.Expr)) and "plt." in ast.unparse(node) for node in body): return "a figure"
+    if (
+        re.search(r"^[^#\n]*\bplt\.(subplots|figure)\(", source, re.M)
+        and "plt.close" not in source
+        and "savefig" not in source
+    ):
+        if any(isinstance(node, (ast.Assign, ast.Expr)) and "plt." in ast.unparse(node) for node in body):
+            return "a figure"
     last = body[-1]
     if not isinstance(last, ast.Expr) or source.rstrip().endswith(";"): return None
     if isinstance(last.value, ast.Constant) and last.value.value in (None, ...): return None
-    if isinstance(last.value, ast.Call) and (not _called(last.value) or _called(last.value) in _NOTHING | set(quiet)): return None
+    if isinstance(last.value, ast.Call) and (not _called(last.value) or _called(last.value) in _NOTHING | set(quiet)):
+        return None
     if isinstance(last.value, (ast.Await, ast.Yield)): return None
     return "a value"
 
@@ -334,7 +375,9 @@ def takes_time(
     return any(_called(call) in _CLOCKS or ast.unparse(call.func) in ("time.time", "datetime.now") for call in calls)
 
 # %% ../../nbs/pipeline/10_kept_outputs.ipynb #a79a0838
-_PLACES = re.compile(r"(?<![\w.:/~-])/(?:home|Users|root|tmp|private/var|var/folders|workspace|runner|builds)/[\w.@~-]+|\b[A-Z]:\\\\(?:Users|Temp)\\\\")
+_PLACES = re.compile(
+    r"(?<![\w.:/~-])/(?:home|Users|root|tmp|private/var|var/folders|workspace|runner|builds)/[\w.@~-]+|\b[A-Z]:\\\\(?:Users|Temp)\\\\"
+)
 
 def machine_path(
     text: str,  # of an output
@@ -342,7 +385,8 @@ def machine_path(
 ) -> str | None:
     "The first path in a text that belongs to a machine, or None."
     for path, name in places(root).items():
-        if name != "tmp" and len(path) > 5 and (m := re.search(re.escape(path) + r"(?![\w-])[^\s'\"]*", text)): return m[0]
+        if name != "tmp" and len(path) > 5 and (m := re.search(re.escape(path) + r"(?![\w-])[^\s'\"]*", text)):
+            return m[0]
     found = _PLACES.search(text)
     return found[0] if found else None
 
@@ -359,14 +403,23 @@ def problems(
     cells = nbformat.read(path, 4).cells
     quiet, found = set(quiet), []
     for cell in cells:
-        if cell.cell_type == "code" and not re.search(r"^\s*[%!]", cell.source, re.M): quiet |= returns_nothing(cell.source)
+        if cell.cell_type == "code" and not re.search(r"^\s*[%!]", cell.source, re.M):
+            quiet |= returns_nothing(cell.source)
     for i, cell in enumerate(cells):
         if cell.cell_type != "code": continue
-        what, first = shows(cell.source, quiet), next((line for line in cell.source.splitlines() if line.strip() and not line.startswith("#")), "")
-        if what and takes_time(cell.source): found.append(f"{name}, cell {i} shows something and takes a time: hide its output with `#| output: false`, or show something else: {first[:60]}")
-        elif what and not cell.outputs: found.append(f"{name}, cell {i} shows something ({what}), but no output is kept: {first[:60]}")
+        what, first = (
+            shows(cell.source, quiet),
+            next((line for line in cell.source.splitlines() if line.strip() and not line.startswith("#")), "")
+        )
+        if what and takes_time(cell.source):
+            found.append(
+                f"{name}, cell {i} shows something and takes a time: hide its output with `#| output: false`, or show something else: {first[:60]}"
+            )
+        elif what and not cell.outputs:
+            found.append(f"{name}, cell {i} shows something ({what}), but no output is kept: {first[:60]}")
         if said := _untidy(cell, root): found.append(f"{name}, cell {i} {said}")
-    if path.stat().st_size > most: found.append(f"{name} has {path.stat().st_size / 1000:.0f} kB; at most {most / 1000:.0f} kB are kept.")
+    if path.stat().st_size > most:
+        found.append(f"{name} has {path.stat().st_size / 1000:.0f} kB; at most {most / 1000:.0f} kB are kept.")
     return found
 
 def _untidy(cell, root: Path) -> str | None:
@@ -374,10 +427,15 @@ def _untidy(cell, root: Path) -> str | None:
     if hides_output(cell.source) and cell.outputs: return "keeps an output that its directive hides."
     for output in cell.outputs:
         if output.output_type == "error" or output.get("name") == "stderr": return "keeps an error or a warning."
-        texts = [output.text] if output.output_type == "stream" else [_text(value) for kind, value in output.data.items() if kind.startswith("text/")]
+        texts = (
+            [output.text]
+            if output.output_type == "stream"
+            else [_text(value) for kind, value in output.data.items() if kind.startswith("text/")]
+        )
         for text in texts:
             if path := machine_path(text, root): return f"shows a path of a machine: {path}"
-        if output.get("execution_count") or WIDGET in output.get("data", {}): return "keeps outputs that were saved by hand: run `make outputs`."
+        if output.get("execution_count") or WIDGET in output.get("data", {}):
+            return "keeps outputs that were saved by hand: run `make outputs`."
     return None
 
 def check_outputs(
@@ -387,18 +445,26 @@ def check_outputs(
     "What is wrong with the kept outputs of the library notebooks."
     root = Path(root or project_root())
     quiet = set()
-    for module in sorted((root / "peace_nb").rglob("*.py")): quiet |= returns_nothing(module.read_text(encoding="utf-8"))
+    for module in sorted((root / "peace_nb").rglob("*.py")):
+        quiet |= returns_nothing(module.read_text(encoding="utf-8"))
     chosen = choose(only, root)
     found = [sentence for path in chosen for sentence in problems(path, quiet, root)]
     together = sum(path.stat().st_size for path in chosen)
-    if together > MOST_TOGETHER: found.append(f"The library notebooks together have {together / 1e6:.1f} MB; at most {MOST_TOGETHER / 1e6:.0f} MB are kept.")
+    if together > MOST_TOGETHER:
+        found.append(
+            f"The library notebooks together have {together / 1e6:.1f} MB; at most {MOST_TOGETHER / 1e6:.0f} MB are kept."
+        )
     return found
 
 def any_kept(
     root: Path | str | None = None,  # the checkout
 ) -> bool:
     "Whether any library notebook keeps an output."
-    return any(cell.get("outputs") for path in library_notebooks(root) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"])
+    return any(
+        cell.get("outputs")
+        for path in library_notebooks(root)
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
+    )
 
 # %% ../../nbs/pipeline/10_kept_outputs.ipynb #dbac51bb
 KEPT_WIDTHS = (720, 560, 420)  # pixels; the next one is taken where a copy is too large
@@ -418,7 +484,8 @@ def executed_copies(
         entry = json.loads(record.read_text(encoding="utf-8"))
         copy = record.parent.parent / "notebooks" / f"{record.stem}.ipynb"
         key = (record.parent.parent, Path(entry["notebook"]).stem)
-        if copy.exists() and (key not in best or _of_interest(entry) < _of_interest(best[key][1])): best[key] = copy, entry
+        if copy.exists() and (key not in best or _of_interest(entry) < _of_interest(best[key][1])):
+            best[key] = copy, entry
     if not best: raise PeaceError(f"{build} holds no executed notebooks: build the paper of this profile first.")
     return dict(best.values())
 
@@ -438,7 +505,9 @@ def small_copy(
         cell.execution_count = None
         outputs = [] if hides_output(cell.source) else tidy(cell.outputs, replaced, width)
         cell.outputs = [nbformat.from_dict(output) for output in outputs]
-    nb.metadata = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}, "peace_nb": about or {}}
+    nb.metadata = {
+        "kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}, "peace_nb": about or {}
+    }
     return nbformat.writes(nb, version=4) + "\n"
 
 def keep_copies(
@@ -457,7 +526,10 @@ def keep_copies(
             if len(texts[target].encode()) <= MOST_EACH: break
         else: raise PeaceError(f"{copy.name} has {len(texts[target]) / 1000:.0f} kB even in small; at most {MOST_EACH / 1000:.0f} kB are kept.")
     together = sum(len(text.encode()) for text in texts.values())
-    if together > MOST_COPIES: raise PeaceError(f"The copies of {profile} together have {together / 1e6:.1f} MB; at most {MOST_COPIES / 1e6:.0f} MB are kept.")
+    if together > MOST_COPIES:
+        raise PeaceError(
+            f"The copies of {profile} together have {together / 1e6:.1f} MB; at most {MOST_COPIES / 1e6:.0f} MB are kept."
+        )
     for folder in {target.parent for target in texts}: shutil.rmtree(folder, ignore_errors=True)
     for target, text in texts.items():
         with replacing(target) as tmp: tmp.write_text(text, encoding="utf-8", newline="\n")

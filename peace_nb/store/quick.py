@@ -23,7 +23,8 @@ def _lanes_of(names: tuple, units: tuple, leads: tuple):
     return np.array([found.index(leads[i]) for i in there]), np.array(there), np.array(scale)
 
 @lru_cache(maxsize=64)
-def _ratio(fs_in: float, fs_out: float) -> tuple: return Fraction(fs_out / fs_in).limit_denominator(2000).as_integer_ratio() # (up, down)
+def _ratio(fs_in: float, fs_out: float) -> tuple:
+    return Fraction(fs_out / fs_in).limit_denominator(2000).as_integer_ratio()  # (up, down)
 
 def prepare_counts(
     counts, # records.Counts
@@ -36,14 +37,19 @@ def prepare_counts(
     if (seen := survey(d, round(spec.seconds * fs))) is None or seen[3]: return None
     (low, high, sums, _), (lane, there, scale) = seen, lanes
     if check and counts.sums.any() and ((sums - counts.sums) % 65536).any(): return None
-    mask, (high, low) = np.zeros(len(spec.leads), bool), (_volts(v, counts, scale, lane, there, len(spec.leads)) for v in (high, low))
+    mask, (high, low) = (
+        np.zeros(len(spec.leads), bool), (_volts(v, counts, scale, lane, there, len(spec.leads)) for v in (high, low))
+    )
     mask[there] = True
     flags, mask = judge(np.zeros(len(mask)), high, low, mask, spec.leads)
     if not mask.any(): return None
     if len(d) < round(fs * spec.seconds): flags["short"] = [f"{len(d) / fs:.1f}s"]
     T, sos = min(len(d), int((spec.seconds + 2) * fs) + 1), sections(fs, *spec.band) if spec.band else np.empty((0, 6))
     kept = mask[there]
-    units, clipped = condition(counts, T, lane[kept], scale, sos, min(T - 1, int(2 * fs)) if len(sos) else 0, (1, 1) if fs == spec.fs else _ratio(fs, spec.fs), spec.n)
+    units, clipped = condition(
+        counts, T, lane[kept], scale, sos, min(T - 1, int(2 * fs)) if len(sos) else 0,
+        (1, 1) if fs == spec.fs else _ratio(fs, spec.fs), spec.n
+    )
     out = np.zeros((len(spec.leads), spec.n), np.int16)
     out[there[kept]] = units.T[: kept.sum()]
     return out, mask, flags, clipped
