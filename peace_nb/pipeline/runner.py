@@ -37,7 +37,7 @@ def _watch(interval:float=0.5):
     seen, stop = {"peak_mb": 0.0}, threading.Event()
     def look():
         me = psutil.Process()
-        while not stop.wait(interval):
+        while True:
             total, family = 0, me.children(recursive=True)
             for p in family:
                 with contextlib.suppress(psutil.Error): total += p.memory_info().rss
@@ -46,6 +46,7 @@ def _watch(interval:float=0.5):
                 for p in family:
                     with contextlib.suppress(psutil.Error): p.kill()
                 os._exit(1)
+            if stop.wait(interval): return
     t = threading.Thread(target=look, daemon=True); t.start()
     try: yield seen
     finally: stop.set(); t.join()
@@ -94,7 +95,7 @@ def _execute(notebook:Path, partial:Path, params:dict, threads:int):
     for var in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"): os.environ[var] = str(threads)
     os.environ["PEACE_STEP"] = notebook.stem
     os.environ["PYTHONWARNINGS"] = with_warnings(os.environ.get("PYTHONWARNINGS", ""))
-    try: papermill.execute_notebook(str(notebook), str(partial), params, kernel_name="python3", progress_bar=False, cwd=str(notebook.parent))
+    try: papermill.execute_notebook(str(notebook), str(partial), params, kernel_name="python3", progress_bar=False, cwd=str(notebook.parent), request_save_on_cell_execute=False)
     except papermill.PapermillExecutionError as e:
         said = e.evalue if e.ename == "PeaceError" else f"{e.ename}: {e.evalue}"
         raise PeaceError(f"{notebook.name} stopped in cell {e.exec_count}: {said} (executed copy: {partial})") from None

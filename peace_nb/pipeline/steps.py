@@ -240,7 +240,7 @@ def _text_keys(name: str) -> tuple:
 
 # %% ../../nbs/pipeline/02_steps.ipynb #c4ed3856
 BY_NAME = {"methods.registry": "methods", "cohorts.load": "cohorts", "models.encoders": "models"}   # module -> the room it finds modules in
-MACHINERY = {"settings", "files", "pipeline.steps", "pipeline.runner", "pipeline.outputs", "pipeline.build"}
+MACHINERY = {"settings", "files", "pipeline.steps", "pipeline.runner", "pipeline.outputs", "pipeline.build", "pipeline.warm"}
 
 def _package() -> Path: return project_root() / "peace_nb"
 
