@@ -576,7 +576,7 @@ def test_an_old_reference_that_does_not_tell_its_processor(kept):
     outcome = compared(kept, moved={("PEACE", "full"): 0.1})
     assert (
         outcome.status == "agrees"
-        and "The reference does not tell its processor and precision." in outcome.sentence
+        and "The reference does not tell its processor and precision (here: A, bf16)." in outcome.sentence
         and "to be expected" not in outcome.sentence
     )
 

@@ -487,7 +487,7 @@ def first(
 class Circumstances:
     "What two runs were made with, as far as it is not the same."
     environment: dict   # key → (there, here)
-    silent: list        # keys that the reference does not tell
+    silent: dict        # keys that the reference does not tell → here
     data: list          # cohorts with another fingerprint
     commits: tuple      # of the code, there and here
 
@@ -497,7 +497,8 @@ class Circumstances:
         there, here = (str(c)[:10] for c in self.commits)
         said = [f"Not the same data, by fingerprint: {', '.join(self.data)}."] if self.data else []
         if self.environment: said.append(f"Other environment ({_told(self.environment)}).")
-        if self.silent: said.append(f"The reference does not tell its {' and '.join(self.silent)}.")
+        here_only = ", ".join(self.silent.values())
+        if here_only: said.append(f"The reference does not tell its {' and '.join(self.silent)} (here: {here_only}).")
         said.append(f"Reference: commit {there}." if there == here else f"Code: commit {there} there, {here} here.")
         return " ".join(said)
 
@@ -524,7 +525,7 @@ def circumstances(
     there, here = was["environment"], now["environment"]
     both = set(there) & set(here)
     differs = _others({k: there[k] for k in both}, {k: here[k] for k in both})
-    silent = [k for k in ("processor", "precision") if k in here and k not in there]
+    silent = {k: here[k] for k in ("processor", "precision") if k in here and k not in there}
     data = [k for k, v in was["data"].items() if k in now["data"] and now["data"][k] != v]
     return Circumstances(differs, silent, data, (was["commit"], now["commit"]))
 
