@@ -2,10 +2,10 @@
 
 # %% auto #0
 __all__ = ['SIGNAL', 'TRAIN', 'KNOWLEDGE', 'TABLE', 'COHORT', 'TUNE', 'each', 'SCORES', 'MODELS', 'SIM2REAL', 'ALL',
-           'COHORT_STEPS', 'TRAIN_STEPS', 'TABLE_STEPS', 'FIGURE_STEPS', 'STEPS', 'BY_NAME', 'MACHINERY', 'Each',
-           'Step', 'stores', 'splits', 'tables', 'figure', 'framed', 'simulated', 'base', 'aligned', 'has_aligned',
-           'pretrained', 'cohort', 'step_of', 'where', 'studies', 'left_out', 'stage_settings', 'sources', 'Job',
-           'step_name', 'jobs', 'step_names', 'check_steps', 'printed', 'places']
+           'COHORT_STEPS', 'TRAIN_STEPS', 'TABLE_STEPS', 'FIGURE_STEPS', 'STEPS', 'BY_NAME', 'MACHINERY', 'STUDIES',
+           'Each', 'Step', 'stores', 'splits', 'tables', 'figure', 'framed', 'simulated', 'base', 'aligned',
+           'has_aligned', 'pretrained', 'cohort', 'step_of', 'where', 'studies', 'left_out', 'stage_settings',
+           'sources', 'Job', 'step_name', 'jobs', 'step_names', 'check_steps', 'Study', 'study_of', 'printed', 'places']
 
 # %% ../../nbs/pipeline/02_steps.ipynb #c43e350d
 import ast, json, re
@@ -384,6 +384,31 @@ def _check_files(made: list[Job]):
     for job in made:
         for f in job.inputs:
             if f not in maker: raise PeaceError(f"{job.name} reads {f}, which no step makes.")
+
+# %% ../../nbs/pipeline/02_steps.ipynb #920970d2
+@dataclass(frozen=True)
+class Study:
+    "What the pages about a study open on."
+    name: str         # a folder of nbs/studies
+    title: str
+    subtitle: str
+    headline: str     # the table of its main result
+    reads: str        # how a cell of that table reads
+    claims: str       # its table of claims, with a column `verdict`; empty where it has none
+    figure: str       # the figure shown largest
+
+STUDIES = (
+    Study("peace", "PEACE, regenerated", "Transfer of ECG interpretation from adults to children, taught by clinical text",
+          headline="tables/table_2_transfer.csv",
+          reads="Macro AUROC in percent with its 95 % interval; below, in grey, what the preprint reports (v1 | v2), where known.",
+          claims="tables/table_7_claims.csv", figure="figures/figure_6_forest.png"),
+)
+
+def study_of(name: str, known=STUDIES) -> Study:
+    "The record of the study called `name`. Raises `PeaceError` where there is none."
+    for study in known:
+        if study.name == name: return study
+    raise PeaceError(f"There is no study {name!r}; there are {', '.join(s.name for s in known)}.")
 
 # %% ../../nbs/pipeline/02_steps.ipynb #41d02847
 def printed(profile: str, study: str = "peace") -> list[str]:
