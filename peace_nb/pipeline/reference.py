@@ -26,6 +26,7 @@ from ..files import file_digest, write_json, write_text
 from ..methods.registry import registered
 from .rows import run_spec
 from .steps import STEPS
+from .warm import kept_seconds
 from ..settings import PeaceError, project_root
 
 # %% ../../nbs/pipeline/07_reference.ipynb #754c2a63
@@ -374,7 +375,8 @@ def write_reference(
     state, tables = state_of(build), sorted((build / "tables").glob("*.csv"))
     if state["modified"] and not modified:
         raise PeaceError("A reference must come from a commit, but the checkout was modified when the paper was built.")
-    digests = json.loads((build / "provenance.json").read_text(encoding="utf-8")).get("tables_sha256", {})
+    made = json.loads((build / "provenance.json").read_text(encoding="utf-8"))
+    digests = made.get("tables_sha256", {})
     changed = [t for t in tables if digests.get(t.name, file_digest(t)) != file_digest(t)]
     if changed: raise PeaceError(f"{changed[0]} was changed after the paper was built; build it again.")
     kept = [t for t in tables if t.stat().st_size <= LARGEST]
@@ -382,7 +384,7 @@ def write_reference(
     for old in folder.glob("*.csv"):
         if old.name not in {t.name for t in kept}: old.unlink()
     names = {"tables": [t.name for t in kept], "too_large": [t.name for t in tables if t not in kept]}
-    write_json(folder / "versions.json", {**state, **names})
+    write_json(folder / "versions.json", {**state, **names, "seconds": kept_seconds(made.get("steps", []))})   # by which a build tells how long it will take
     if profile == MEASURED_IN and (folder / "table_2_full.csv").is_file(): write_spread(folder)
     return folder
 
