@@ -701,4 +701,4 @@ def kept_seconds(
     records,  # of steps, as `run_notebook` writes them: with `step` and `seconds`
 ) -> dict[str, float]:  # step → seconds
     "How long each step of a reference run took."
-    return {r["step"]: float(r["seconds"]) for r in records if "step" in r}
+    return {r["step"]: float(r["seconds"]) for r in records if {"step", "seconds"} <= set(r)}
