@@ -26,7 +26,9 @@ Model = Annotated[
 
 @app.callback(invoke_without_command=True)
 def _version(version:Annotated[bool, typer.Option("--version", help="Print the version.")]=False):
-    if version: print(__version__); raise typer.Exit()
+    if version:
+        print(__version__)
+        raise typer.Exit()
 
 # %% ../nbs/04_command_line.ipynb #9f8d5baf
 @app.command()
@@ -114,7 +116,9 @@ def predict_record(record:Path|str,            # path of a WFDB record, with or 
                    age_years:float|None=None,  # of the patient, where it is known
                    frame:bool=False            # bring the ECG into the adult's frame first
                   ) -> dict:
-    "Probabilities of one record: `{'record', 'fs', 'seconds', 'leads', 'quality', 'age_years', 'frame', 'reads_age', 'probabilities'}`. Raises `PeaceError` for a record that cannot be read, or an age that cannot be."
+    ("Probabilities of one record: "
+     "`{'record', 'fs', 'seconds', 'leads', 'quality', 'age_years', 'frame', 'reads_age', 'probabilities'}`. "
+     "Raises `PeaceError` for a record that cannot be read, or an age that cannot be.")
     if frame and age_years is None:
         raise PeaceError("The adult's frame needs the patient's age: give it in years (--age 0.5).")
     if age_years is not None and not 0 <= age_years <= 130:

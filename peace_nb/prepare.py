@@ -64,7 +64,9 @@ def plan(
     rate = measure_rate(cohort, spec) * max(1, jobs)
     left = n * max(0.0, 1 - have / need)
     begun = f", of which about {n - left:,.0f} are prepared already" if have else ""
-    return f"{cohort.name}: {n:,} records{begun}; {spec}; about {rate:,.0f} records a second with {jobs} process{'es' if jobs > 1 else ''}, so {duration(left / rate)}; {need / 1e9:.2f} GB"
+    return (f"{cohort.name}: {n:,} records{begun}; {spec}; about {rate:,.0f} records a second with "
+            f"{jobs} process{'es' if jobs > 1 else ''}, so {duration(left / rate)}; {need / 1e9:.2f} "
+            f"GB")
 
 # %% ../nbs/03_prepare.ipynb #d67e135e
 class _Teller:
@@ -99,7 +101,7 @@ def cohort_report(
     store = Path(store).resolve()
     out = Path(out).resolve() if out else store.with_name(f"{store.name}-report.html")
     made = out.with_suffix(".ipynb")
-    where = lambda p: str(Path(p).resolve()) if p else ""
+    def where(p): return str(Path(p).resolve()) if p else ""
     run_notebook(
         project_root() / "nbs" / "studies" / "peace" / "07_cohort_report.ipynb", made,
         {

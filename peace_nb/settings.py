@@ -220,7 +220,8 @@ def data_root(profile:Profile, cohort:str # "adult", "child" or "ptbxl"
     for var in re.findall(r"\$(\w+)", text):
         if not os.environ.get(var):
             raise PeaceError(
-                f"Profile {profile.name!r} reads {key} = {text}, but the environment variable {var} is not set: point it at the folder that holds the {layout} data."
+                f"Profile {profile.name!r} reads {key} = {text}, but the environment variable {var} is not "
+                f"set: point it at the folder that holds the {layout} data."
             )
     root = Path(os.path.expandvars(text)).expanduser()
     if not root.is_dir(): raise PeaceError(f"Profile {profile.name!r}: {key} = {text} is not a folder ({root}).")
@@ -232,7 +233,7 @@ def data_kind(profile:Profile) -> str:
     "What a number of this profile was made on, in the words every table and figure carries."
     real = [c for c in ROOTS if getattr(profile, ROOTS[c][0]) != "simulated"]
     if not real: return "simulated cohorts"
-    told = lambda cohorts: " and ".join(KINDS[c] for c in cohorts)
+    def told(cohorts): return " and ".join(KINDS[c] for c in cohorts)
     return (
         "real data"
         if len(real) == len(ROOTS)

@@ -15,10 +15,21 @@ def reader(n=400, seed=0, prefix="c"):
     "Predictions of two labels and their people, ages from a day to adulthood."
     rng = np.random.default_rng(seed)
     ids = np.array([f"{prefix}{i}" for i in range(n)])
-    people = pd.DataFrame({"age_days": np.exp(rng.uniform(0, np.log(9000), n)), "sex": rng.choice(["F", "M"], n)}, index=pd.Index(ids, name="record_id"))
+    people = pd.DataFrame(
+        {"age_days": np.exp(rng.uniform(0, np.log(9000), n)), "sex": rng.choice(["F", "M"], n)},
+        index=pd.Index(ids, name="record_id")
+    )
     people["band"] = cut(people["age_days"], "reports")
     truth = {"NORM": rng.random(n) < .6, "RVH": rng.random(n) < .3}
-    rows = [pd.DataFrame(dict(record_id=ids, patient_id=ids, label=k, score=np.clip(.5 * t + rng.normal(.3, .15, n), 0, 1), truth=t.astype(float))) for k, t in truth.items()]
+    rows = [
+        pd.DataFrame(
+            dict(
+                record_id=ids, patient_id=ids, label=k, score=np.clip(0.5 * t + rng.normal(0.3, 0.15, n), 0, 1),
+                truth=t.astype(float)
+            )
+        )
+        for k, t in truth.items()
+    ]
     return pd.concat(rows, ignore_index=True), people
 
 
@@ -26,7 +37,11 @@ def test_bands_have_no_gap():
     days = np.arange(0, 17 * 366)
     code = cut(days, "reports").codes
     assert (np.diff(code) >= 0).all() and set(code) == set(range(len(bands_of("reports"))))
-    assert cut([30.99], "reports")[0] == "0–30 d" and cut([31], "reports")[0] == "1–12 mo" and cut([16 * YEAR], "reports")[0] == "adult"
+    assert (
+        cut([30.99], "reports")[0] == "0–30 d"
+        and cut([31], "reports")[0] == "1–12 mo"
+        and cut([16 * YEAR], "reports")[0] == "adult"
+    )
     assert cut([np.nan], "reports").isna().all()
     with pytest.raises(PeaceError, match="negative"): cut([-1], "reports")
 
@@ -82,7 +97,8 @@ def test_threshold_of_adults_keeps_its_word_and_moves_with_age():
 def test_seeds_must_be_of_the_same_records():
     pred, people = reader()
     cut = adult_thresholds(pred)
-    with pytest.raises(PeaceError, match="same records"): error_by_age({0: pred, 1: pred[pred["record_id"] != "c3"]}, people, {0: cut, 1: cut})
+    with pytest.raises(PeaceError, match="same records"):
+        error_by_age({0: pred, 1: pred[pred["record_id"] != "c3"]}, people, {0: cut, 1: cut})
 
 
 def test_repeated_records_of_one_patient_widen_the_interval():
@@ -113,7 +129,8 @@ def test_visible_qrs_and_v6_of_healthy_children(band):
         if not np.isfinite(beat).all(): continue
         bounds = qrs_bounds(beat, middle, 500, min(1, step / 430))
         if bounds is None: continue
-        width.append((bounds[1] - bounds[0]) * 2); q.append(amplitudes(beat, *bounds, None, 0, 500)["Q"][11])
+        width.append((bounds[1] - bounds[0]) * 2)
+        q.append(amplitudes(beat, *bounds, None, 0, 500)["Q"][11])
     norm = NORMS[(NORMS["band"] == AGE_BANDS[band]) & (NORMS["measure"] == "qrs_ms")]["p50"].iloc[0]
     assert abs(np.median(width) / norm - 1) < .10
     if band > 7: assert np.median(q) < .3

@@ -29,7 +29,10 @@ def batch(n=24, ages=None):
     g = torch.Generator().manual_seed(3)
     y = (torch.rand(n, len(L), generator=g) < .4).float()
     y[0, 1] = torch.nan
-    return dict(signals=torch.randn(n, 12, 200, generator=g), mask=torch.ones(n, 12), labels=y, age_years=torch.full((n,), 50.) if ages is None else ages)
+    return dict(
+        signals=torch.randn(n, 12, 200, generator=g), mask=torch.ones(n, 12), labels=y,
+        age_years=torch.full((n,), 50.0) if ages is None else ages
+    )
 
 
 def values(terms): return {k: float(v.detach()) for k, v in terms.items()}
@@ -57,7 +60,9 @@ def test_bands_stay_peace_on_adults_through_training():
     for m in two.values():
         opt = torch.optim.SGD(m.parameters(), .05)
         for step in range(3):
-            m(batch(), step / 3)["total"].backward(); opt.step(); opt.zero_grad()
+            m(batch(), step / 3)["total"].backward()
+            opt.step()
+            opt.zero_grad()
     ours = two["PEACE-bands"].state_dict()
     assert all(torch.equal(v, ours[k]) for k, v in two["PEACE"].state_dict().items())
 
@@ -100,21 +105,27 @@ def test_the_range_is_learned_in_training_only_and_saved(tmp_path):
     torch.nn.init.normal_(m.film.weight, std=.2)
     save_model(tmp_path / "m", m.eval(), SignalSpec(fs=100, seconds=2), Normaliser(np.zeros(12), np.ones(12)))
     again, b = load_model(tmp_path / "m").method, batch(ages=torch.linspace(0, 80, 24))
-    assert torch.equal(again.film.seen, m.film.seen) and torch.equal(again.knowledge.compose.bands, m.knowledge.compose.bands)
-    assert torch.equal(again.predict(b["signals"], b["mask"], b["age_years"]), m.predict(b["signals"], b["mask"], b["age_years"]))
+    assert torch.equal(again.film.seen, m.film.seen) and torch.equal(
+        again.knowledge.compose.bands, m.knowledge.compose.bands
+    )
+    assert torch.equal(
+        again.predict(b["signals"], b["mask"], b["age_years"]), m.predict(b["signals"], b["mask"], b["age_years"])
+    )
 
 
 def test_ages_are_forgotten_in_training_only():
     m = woken("PEACE-age")
     b = batch(ages=torch.full((24,), 30.0))
     assert values(m(b, .5)) == values(m(b, .5))                               # evaluation: nothing random
-    m.train(); m.film.dropout = 1.0
+    m.train()
+    m.film.dropout = 1.0
     torch.testing.assert_close(m(b, .5)["ecg"], build("PEACE").train()(b, .5)["ecg"])
 
 
 def test_wrong_settings_are_named():
     with pytest.raises(PeaceError, match="age_dropout"): build("PEACE-age", age_dropout=1.5)
-    with pytest.raises(PeaceError, match="populations"): build_method("PEACE-bands", L, encoder="tiny", embeddings=embeddings()[:, :5])
+    with pytest.raises(PeaceError, match="populations"):
+        build_method("PEACE-bands", L, encoder="tiny", embeddings=embeddings()[:, :5])
     with pytest.raises(PeaceError, match="descriptor embeddings"): build_method("PEACE-age", L, encoder="tiny")
     assert AgeFiLM(4, 0.0).dropout == 0
 

@@ -40,7 +40,8 @@ def test_no_beats_means_one_factor():
 def test_absent_leads_and_unknown_ages_stay():
     x = INFANT[..., ::5].copy()
     x[0, [7, 9, 11]] = 0
-    mask = np.ones((1, 12), bool); mask[0, [7, 9, 11]] = False
+    mask = np.ones((1, 12), bool)
+    mask[0, [7, 9, 11]] = False
     assert (FRAME(x, mask, np.array([.16]))[0, [7, 9, 11]] == 0).all()
     assert np.array_equal(FRAME(x, mask, np.array([np.nan])), x)
 
@@ -56,7 +57,7 @@ def test_p_and_pr_stretch_as_the_beat_does():
     for i in range(len(s)):
         w = s.windows(i)
         at, t = time_map(r_peaks(s.signals[i], 100), 1000, pace, beat, 100), np.arange(1000)
-        new = lambda seconds: np.interp(100 * seconds, at, t) / 100
+        def new(seconds): return np.interp(100 * seconds, at, t) / 100  # noqa: B023
         qrs = w.loc[(w.wave == "QRS") & w.start.between(3, 7), "start"].to_numpy()
         for p in w.loc[(w.wave == "P") & w.start.between(3, 7), "start"]:
             q = qrs[(qrs > p) & (qrs < p + .25)]
@@ -79,5 +80,11 @@ def test_a_framed_store_hides_the_age(tmp_path):
     "Whoever reads the age would correct a second time."
     spec = SignalSpec(fs=100)
     store = SignalStore.create(tmp_path / "s", spec, simulate_blocks(8, spec, population="child", seed=1), total=8)
-    ages = lambda st: np.array([float(StoreDataset(st, np.arange(8), fit_normaliser(store, np.arange(8)))[i]["age_years"]) for i in range(8)])
+    def ages(st):
+        return np.array(
+            [
+                float(StoreDataset(st, np.arange(8), fit_normaliser(store, np.arange(8)))[i]["age_years"])
+                for i in range(8)
+            ]
+        )
     assert np.isfinite(ages(store)).all() and np.isnan(ages(FramedStore(store, FRAME))).all()

@@ -20,7 +20,10 @@ from peace_nb.settings import PeaceError
 def good(tmp_path_factory):
     "(header text, data bytes) of a good record named `r`."
     d, rng = tmp_path_factory.mktemp("good"), np.random.default_rng(0)
-    wfdb.wrsamp("r", fs=500, units=["mV"] * 12, sig_name=list(LEADS), p_signal=rng.normal(0, .3, (3000, 12)), fmt=["16"] * 12, write_dir=str(d))
+    wfdb.wrsamp(
+        "r", fs=500, units=["mV"] * 12, sig_name=list(LEADS), p_signal=rng.normal(0, 0.3, (3000, 12)), fmt=["16"] * 12,
+        write_dir=str(d)
+    )
     return (d / "r.hea").read_text(), (d / "r.dat").read_bytes()
 
 
@@ -48,8 +51,16 @@ CASES = {
     "absurd_skew": (lambda h, d: (h.replace(" 16 ", " 16:999999999 ", 1), d), "more than the"),
     "unknown_format": (lambda h, d: (h.replace(".dat 16", ".dat 99"), d), "cannot be read"),
     "not_millivolts": (lambda h, d: (h.replace("/mV", "/mmHg", 1), d), "which is not a voltage"),
-    "all_missing": (lambda h, d: ("\n".join([h.splitlines()[0]] + [" ".join(l.split()[:5] + ["0", "0", "0", l.split()[-1]]) for l in h.splitlines()[1:]]).replace(" 0 0 0 ", " 0 -32768 0 0 "),
-                                  np.full(36000, -32768, "<i2").tobytes()), "no valid sample"),
+    "all_missing": (
+        lambda h, d: (
+            "\n".join(
+                [h.splitlines()[0]]
+                + [" ".join(l.split()[:5] + ["0", "0", "0", l.split()[-1]]) for l in h.splitlines()[1:]]
+            ).replace(" 0 0 0 ", " 0 -32768 0 0 "),
+            np.full(36000, -32768, "<i2").tobytes(),
+        ),
+        "no valid sample",
+    ),
 }
 
 
@@ -61,7 +72,8 @@ def test_a_bad_record_ends_in_one_sentence(good, tmp_path, case):
     if hea is None: (tmp_path / "r.hea").unlink()
     tracemalloc.start()
     with pytest.raises(PeaceError, match=words) as e: read_record(path)
-    peak = tracemalloc.get_traced_memory()[1]; tracemalloc.stop()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
     assert "\n" not in str(e.value) and "r" in str(e.value) and peak < 20e6, (str(e.value), peak)
 
 
@@ -84,16 +96,21 @@ def test_any_damage_to_a_header_is_a_sentence_or_a_reading(good, tmp_path, at, n
 @given(at=st.integers(0, 71_000), bits=st.integers(1, 255))
 def test_a_changed_byte_is_always_noticed(good, tmp_path, at, bits):
     "One byte changes a checksum by less than 2**16, so it cannot go unnoticed."
-    dat = bytearray(good[1]); dat[at] ^= bits
+    dat = bytearray(good[1])
+    dat[at] ^= bits
     with pytest.raises(PeaceError, match="damaged"): read_record(put(tmp_path, good[0], bytes(dat)))
 
 
 def blank(path: Path, channel: int):
     "Make every sample of a channel the format's *no sample here*, checksum included (wfdb refuses to write such a lead)."
     lines = path.with_suffix(".hea").read_text().splitlines()
-    d = np.fromfile(path.with_suffix(".dat"), "<i2").reshape(-1, int(lines[0].split()[1])); d[:, channel] = -32768
-    fields = lines[1 + channel].split(); fields[6] = str(int(d[:, channel].sum(dtype=np.int64)) % 65536); lines[1 + channel] = " ".join(fields)
-    path.with_suffix(".hea").write_text("\n".join(lines) + "\n"); d.tofile(path.with_suffix(".dat"))
+    d = np.fromfile(path.with_suffix(".dat"), "<i2").reshape(-1, int(lines[0].split()[1]))
+    d[:, channel] = -32768
+    fields = lines[1 + channel].split()
+    fields[6] = str(int(d[:, channel].sum(dtype=np.int64)) % 65536)
+    lines[1 + channel] = " ".join(fields)
+    path.with_suffix(".hea").write_text("\n".join(lines) + "\n")
+    d.tofile(path.with_suffix(".dat"))
 
 
 def test_a_lead_without_a_sample_is_masked_and_listed(good, tmp_path):
@@ -106,16 +123,28 @@ def test_a_cohort_goes_on_without_its_bad_records(tmp_path):
     write_simulated_cohort("zzu-pecg", tmp_path / "z", 40, seed=3, damaged=0.)
     cohort = load_cohort("zzu-pecg", tmp_path / "z")
     ids, file = cohort.table.index, lambda i, e: cohort.root / f"{cohort.table.path.iloc[i]}{e}"
-    file(0, ".dat").unlink(); file(1, ".hea").unlink()
+    file(0, ".dat").unlink()
+    file(1, ".hea").unlink()
     file(2, ".dat").write_bytes(file(2, ".dat").read_bytes()[:999])
     file(3, ".hea").write_bytes(b"\xff\xfe noise")
-    raw = bytearray(file(4, ".dat").read_bytes()); raw[100] ^= 8; file(4, ".dat").write_bytes(bytes(raw))
-    lines = file(5, ".hea").read_text().split("\n"); first = lines[0].split(); first[2] = "5000"; lines[0] = " ".join(first); file(5, ".hea").write_text("\n".join(lines))
+    raw = bytearray(file(4, ".dat").read_bytes())
+    raw[100] ^= 8
+    file(4, ".dat").write_bytes(bytes(raw))
+    lines = file(5, ".hea").read_text().split("\n")
+    first = lines[0].split()
+    first[2] = "5000"
+    lines[0] = " ".join(first)
+    file(5, ".hea").write_text("\n".join(lines))
     blank(file(6, ""), 1)
     store = build_store(load_cohort("zzu-pecg", tmp_path / "z"), SignalSpec(fs=100), tmp_path / "s", progress=False)
     aside = store.set_aside.set_index("record_id").reason
     assert sorted(aside.index) == sorted(ids[:6]) and store.meta["set_aside"] == 6 and len(store) == len(cohort) - 6
-    for i, words in enumerate(["dat does not exist", "hea does not exist", "is truncated", "not a readable WFDB header", "checksum", "at least 5 s"]):
+    for i, words in enumerate(
+        [
+            "dat does not exist", "hea does not exist", "is truncated", "not a readable WFDB header", "checksum",
+            "at least 5 s"
+        ]
+    ):
         assert words in aside[ids[i]] and ids[i] in aside[ids[i]] and str(tmp_path) not in aside[ids[i]], aside[ids[i]]
     assert "empty:II" in store.table.quality[ids[6]] and not store.mask[store.table.index.get_loc(ids[6]), 1]
     report = pd.read_csv(store.path / "set_aside.csv")

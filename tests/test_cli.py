@@ -17,14 +17,18 @@ from peace_nb.simulation.simulator import simulate
 
 def call(*args) -> subprocess.CompletedProcess:
     "`peace-nb` in a process of its own, so that exit codes and streams are the real ones."
-    return subprocess.run([sys.executable, "-c", "from peace_nb.cli import main; main()", *map(str, args)], capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-c", "from peace_nb.cli import main; main()", *map(str, args)], capture_output=True, text=True
+    )
 
 
 def write(folder, name, signal, leads, fs):
     "A WFDB record of `signal (C, T)` in millivolts."
     folder.mkdir(parents=True, exist_ok=True)
-    wfdb.wrsamp(name, fs=fs, units=["mV"] * len(leads), sig_name=list(leads), p_signal=np.asarray(signal, float).T, fmt=["16"] * len(leads),
-                adc_gain=[1000.0] * len(leads), baseline=[0] * len(leads), write_dir=str(folder))
+    wfdb.wrsamp(
+        name, fs=fs, units=["mV"] * len(leads), sig_name=list(leads), p_signal=np.asarray(signal, float).T,
+        fmt=["16"] * len(leads), adc_gain=[1000.0] * len(leads), baseline=[0] * len(leads), write_dir=str(folder)
+    )
     return folder / name
 
 
@@ -51,7 +55,10 @@ def test_lead_order_does_not_matter(tmp_path, model, ecg):
     assert np.abs(plain - swapped).max() > 1e-3, "leads under wrong names must change the answer, or names are not used"
 
 
-@pytest.mark.parametrize("fs, seconds, leads", [(250, 12, LEADS), (1000, 6, LEADS), (500, 5, [l for l in LEADS if l not in ("V2", "V4", "V6")]), (100, 12, LEADS)])
+@pytest.mark.parametrize(
+    "fs, seconds, leads",
+    [(250, 12, LEADS), (1000, 6, LEADS), (500, 5, [l for l in LEADS if l not in ("V2", "V4", "V6")]), (100, 12, LEADS)]
+)
 def test_many_kinds_of_records(tmp_path, model, fs, seconds, leads):
     signal = simulate(1, population="child", seed=5, fs=fs, seconds=seconds).signals[0]
     record = write(tmp_path, "r", signal[[LEADS.index(l) for l in leads]], leads, fs)
@@ -70,26 +77,46 @@ def test_predict_prints_json_and_draws(tmp_path, model, ecg):
 
 
 def test_age_and_frame(tmp_path, model, smoke):
-    child = write(tmp_path, "child", simulate(1, population="child", seed=5, fs=500, seconds=10, age_days=120).signals[0], LEADS, 500)
+    child = write(
+        tmp_path, "child", simulate(1, population="child", seed=5, fs=500, seconds=10, age_days=120).signals[0], LEADS,
+        500
+    )
     plain, framed = cli.predict_record(child, model), cli.predict_record(child, model, 120 / 365.25, True)
-    assert plain["probabilities"] == cli.predict_record(child, model, 120 / 365.25)["probabilities"] and not plain["reads_age"]      # a network that reads no age
+    # a network that reads no age
+    assert (
+        plain["probabilities"] == cli.predict_record(child, model, 120 / 365.25)["probabilities"]
+        and not plain["reads_age"]
+    )
     assert framed["probabilities"] != plain["probabilities"] and framed["frame"] and framed["age_years"] == 120 / 365.25
     rules = smoke / "models" / "Rules" / "seed0"
-    adult, infant, fit = (cli.predict_record(child, rules, *how)["probabilities"] for how in ((), (120 / 365.25,), (120 / 365.25, True)))
-    assert adult["STACH"] > infant["STACH"] and fit["STACH"] < adult["STACH"], "an infant's rate is fast for an adult alone"
+    adult, infant, fit = (
+        cli.predict_record(child, rules, *how)["probabilities"] for how in ((), (120 / 365.25,), (120 / 365.25, True))
+    )
+    assert adult["STACH"] > infant["STACH"] and fit["STACH"] < adult["STACH"], (
+        "an infant's rate is fast for an adult alone"
+    )
     said = call("predict", child, "--model", rules)
     assert said.returncode == 0 and "reads the patient's age" in said.stdout
-    for wrong, sentence in ((("--frame",), "needs the patient's age"), (("--age", "-1"), "An age of -1 years"), (("--age", "400"), "An age of 400 years")):
+    for wrong, sentence in (
+        (("--frame",), "needs the patient's age"), (("--age", "-1"), "An age of -1 years"),
+        (("--age", "400"), "An age of 400 years")
+    ):
         said = call("predict", child, "--model", model, *wrong)
         assert said.returncode == 2 and sentence in said.stderr and "Traceback" not in said.stderr
 
 
 def test_evaluate_scores_a_cohort(smoke, model):
-    said = call("evaluate", "ptb-xl", "--root", smoke / "cohorts" / "ptbxl", "--model", model, "--json", "--bootstrap", 50)
+    said = call(
+        "evaluate", "ptb-xl", "--root", smoke / "cohorts" / "ptbxl", "--model", model, "--json", "--bootstrap", 50
+    )
     assert said.returncode == 0, said.stderr
     found = json.loads(said.stdout)
     rows = {r["label"]: r for r in found["metrics"]}
-    assert found["records"] > 0 and 0 <= rows["macro"]["auroc"] <= 1 and rows["macro"]["lo"] <= rows["macro"]["auroc"] <= rows["macro"]["hi"]
+    assert (
+        found["records"] > 0
+        and 0 <= rows["macro"]["auroc"] <= 1
+        and rows["macro"]["lo"] <= rows["macro"]["auroc"] <= rows["macro"]["hi"]
+    )
     assert set(LABELS) <= set(rows)
     for r in rows.values(): assert (r["auroc"] is not None) == bool(r["scored"]) and (r["scored"] or r["reason"])
     text = call("evaluate", "ptb-xl", "--root", smoke / "cohorts" / "ptbxl", "--model", model, "--bootstrap", 20).stdout
@@ -107,7 +134,10 @@ def test_evaluate_scores_a_cohort(smoke, model):
 def test_a_bad_record_is_one_sentence(tmp_path, model, ecg, spoil, words):
     record = write(tmp_path, "r", ecg, LEADS, 500)
     spoil(tmp_path, record)
-    said = call("predict", tmp_path / "nowhere" if words == "nowhere" else record, "--model", model, "--plot", tmp_path / "ecg.png")
+    said = call(
+        "predict", tmp_path / "nowhere" if words == "nowhere" else record, "--model", model, "--plot",
+        tmp_path / "ecg.png"
+    )
     assert said.returncode == 2 and said.stdout == "" and not (tmp_path / "ecg.png").exists()
     assert said.stderr.startswith("peace-nb: ") and len(said.stderr.strip().splitlines()) == 1 and words in said.stderr
 
@@ -125,10 +155,16 @@ def test_a_model_of_another_label_space_is_refused(tmp_path, model, smoke):
 
 
 def test_other_faults_are_one_sentence_too(tmp_path, model, smoke):
-    for args, words in ((("predict", "x", "--model", tmp_path), "model.json"), (("evaluate", "ptbxl", "--root", tmp_path, "--model", model), "ptb-xl"),
-                        (("evaluate", "zzu-pecg", "--root", tmp_path, "--model", model), "AttributesDictionary.csv"), (("paper", "--profile", "dmeo"), "dmeo")):
+    for args, words in (
+        (("predict", "x", "--model", tmp_path), "model.json"),
+        (("evaluate", "ptbxl", "--root", tmp_path, "--model", model), "ptb-xl"),
+        (("evaluate", "zzu-pecg", "--root", tmp_path, "--model", model), "AttributesDictionary.csv"),
+        (("paper", "--profile", "dmeo"), "dmeo")
+    ):
         said = call(*args)
-        assert said.returncode == 2 and words in said.stderr and len(said.stderr.strip().splitlines()) == 1, (args, said.stderr)
+        assert said.returncode == 2 and words in said.stderr and len(said.stderr.strip().splitlines()) == 1, (
+            args, said.stderr
+        )
 
 
 def test_help_names_every_command():

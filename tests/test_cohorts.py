@@ -41,8 +41,16 @@ def copy(home, tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_table_has_the_common_columns(home, name):
     c = load_cohort(name, home / name)
-    assert c.table.columns[:9].tolist() == list(cohorts.COLUMNS) and c.table.index.is_unique and c.table.index.name == "record_id"
-    assert c.labels.columns.tolist() == list(LABELS) and c.labels.index.equals(c.table.index) and c.labels.stack().isin([0, 1]).all()
+    assert (
+        c.table.columns[:9].tolist() == list(cohorts.COLUMNS)
+        and c.table.index.is_unique
+        and c.table.index.name == "record_id"
+    )
+    assert (
+        c.labels.columns.tolist() == list(LABELS)
+        and c.labels.index.equals(c.table.index)
+        and c.labels.stack().isin([0, 1]).all()
+    )
     assert set(c.table.sex.dropna()) <= {"F", "M"} and c.table.age_days.dropna().between(0, 90 * 365.25).all()
     assert all(isinstance(v, str) for v in c.table.patient_id) and (c.table.quality.map(type) == str).all()
 
@@ -64,12 +72,15 @@ def test_mimic_without_patients_has_no_age(copy, tmp_path):
     root = copy("mimic-iv-ecg")
     with_ages = load_cohort("mimic-iv-ecg", root)
     assert with_ages.table.age_days.between(18 * 365, 91 * 366).all() and with_ages.table.sex.notna().all()
-    moved = tmp_path / "elsewhere.csv"; shutil.move(root / "hosp" / "patients.csv", moved)
+    moved = tmp_path / "elsewhere.csv"
+    shutil.move(root / "hosp" / "patients.csv", moved)
     bare = load_cohort("mimic-iv-ecg", root)
     assert bare.table.age_days.isna().all() and bare.table.sex.isna().all()
     pd.testing.assert_frame_equal(load_cohort("mimic-iv-ecg", root, patients=moved).table, with_ages.table)
-    with pytest.raises(PeaceError, match="nowhere.csv does not exist"): load_cohort("mimic-iv-ecg", root, patients=tmp_path / "nowhere.csv")
-    store = build_store(bare.part(bare.table.index[:5]), SignalSpec(fs=100), tmp_path / "s", progress=False)    # a table of NaN ages can be stored
+    with pytest.raises(PeaceError, match="nowhere.csv does not exist"):
+        load_cohort("mimic-iv-ecg", root, patients=tmp_path / "nowhere.csv")
+    # a table of NaN ages can be stored
+    store = build_store(bare.part(bare.table.index[:5]), SignalSpec(fs=100), tmp_path / "s", progress=False)
     assert store.table.age_days.isna().all()
 
 
@@ -93,7 +104,9 @@ def test_a_mimic_record_without_a_report_has_no_labels(copy):
 def test_ptbxl_age_300_and_unreadable_codes(copy):
     root = copy("ptb-xl")
     db = pd.read_csv(root / "ptbxl_database.csv").astype({"age": float})
-    db.loc[0, "age"], db.loc[1, "age"], db.loc[2, "scp_codes"], db.loc[3, "patient_id"] = 300, np.nan, "{'NORM': 100", np.nan
+    db.loc[0, "age"], db.loc[1, "age"], db.loc[2, "scp_codes"], db.loc[3, "patient_id"] = (
+        300, np.nan, "{'NORM': 100", np.nan
+    )
     db.to_csv(root / "ptbxl_database.csv", index=False)
     c = load_cohort("ptb-xl", root)
     ids = db.ecg_id.astype(str)
@@ -103,17 +116,25 @@ def test_ptbxl_age_300_and_unreadable_codes(copy):
     assert (c.table.sex == db.sex.map({0: "M", 1: "F"}).to_numpy()).all()
 
 
-@pytest.mark.parametrize("name, lost", [("ptb-xl", "ptbxl_database.csv"), ("ptb-xl", "scp_statements.csv"), ("zzu-pecg", "AttributesDictionary.csv"), ("zzu-pecg", "ECGCode.csv"),
-                                        ("zzu-pecg", "DiseaseCode.csv"), ("mimic-iv-ecg", "record_list.csv"), ("mimic-iv-ecg", "machine_measurements.csv")])
+@pytest.mark.parametrize(
+    "name, lost",
+    [
+        ("ptb-xl", "ptbxl_database.csv"), ("ptb-xl", "scp_statements.csv"), ("zzu-pecg", "AttributesDictionary.csv"),
+        ("zzu-pecg", "ECGCode.csv"), ("zzu-pecg", "DiseaseCode.csv"), ("mimic-iv-ecg", "record_list.csv"),
+        ("mimic-iv-ecg", "machine_measurements.csv")
+    ],
+)
 def test_a_folder_that_is_not_the_data_set_names_the_missing_file(copy, name, lost):
-    root = copy(name); (root / lost).unlink()
+    root = copy(name)
+    (root / lost).unlink()
     with pytest.raises(PeaceError, match=f"{lost} is missing"): load_cohort(name, root)
 
 
 def test_other_refusals(copy, tmp_path):
     with pytest.raises(PeaceError, match="there is no cohort 'ptbxl'"): load_cohort("ptbxl", tmp_path)
     with pytest.raises(PeaceError, match="is not a folder"): load_cohort("ptb-xl", tmp_path / "nothing")
-    root = copy("ptb-xl"); table = root / "ptbxl_database.csv"
+    root = copy("ptb-xl")
+    table = root / "ptbxl_database.csv"
     db = pd.read_csv(table)
     db.drop(columns="scp_codes").to_csv(table, index=False)
     with pytest.raises(PeaceError, match="has no column 'scp_codes'"): load_cohort("ptb-xl", root)
@@ -121,7 +142,8 @@ def test_other_refusals(copy, tmp_path):
     with pytest.raises(PeaceError, match="more than once"): load_cohort("ptb-xl", root)
     table.write_bytes(b"")
     with pytest.raises(PeaceError, match="cannot be read as a table"): load_cohort("ptb-xl", root)
-    root = copy("zzu-pecg"); z = pd.read_csv(root / "AttributesDictionary.csv")
+    root = copy("zzu-pecg")
+    z = pd.read_csv(root / "AttributesDictionary.csv")
     pd.concat([z, z.iloc[:1]]).to_csv(root / "AttributesDictionary.csv", index=False)
     with pytest.raises(PeaceError, match="duplicate"): load_cohort("zzu-pecg", root)
 
@@ -141,12 +163,19 @@ def test_no_patient_is_in_two_parts(n, most, seed):
     rng = np.random.default_rng(seed)
     owner = np.repeat(np.arange(n), rng.integers(1, most + 1, n))
     rng.shuffle(owner)
-    table = pd.DataFrame({"patient_id": owner.astype(str), "age_days": rng.uniform(0, 30_000, len(owner))}, index=[f"r{i}" for i in range(len(owner))])
+    table = pd.DataFrame(
+        {"patient_id": owner.astype(str), "age_days": rng.uniform(0, 30_000, len(owner))},
+        index=[f"r{i}" for i in range(len(owner))]
+    )
     table.iloc[::7, 1] = np.nan
     labels = pd.DataFrame(rng.random((len(owner), 6)) < [.5, .3, .1, .05, .02, 0], index=table.index).astype(float)
     labels.iloc[::11, 0] = np.nan
     split = split_by_patient(table, labels, seed=seed)
-    assert split.groupby(table.patient_id).nunique().max() == 1 and set(split) == {"train", "val", "test"} and split.index.equals(table.index)
+    assert (
+        split.groupby(table.patient_id).nunique().max() == 1
+        and set(split) == {"train", "val", "test"}
+        and split.index.equals(table.index)
+    )
     shuffled = table.sample(frac=1, random_state=seed)
     assert split_by_patient(shuffled, labels, seed=seed).reindex(split.index).equals(split)
 
@@ -169,7 +198,12 @@ def test_fifty_real_rows_of_the_zzu_table(tmp_path):
     shutil.copy(z / "AttributesDictionary.rows50.csv", tmp_path / "AttributesDictionary.csv")
     for f in ("ECGCode.csv", "DiseaseCode.csv"): shutil.copy(z / f, tmp_path)
     c = load_cohort("zzu-pecg", tmp_path)
-    assert len(c) == 50 and c.table.leads.isin([9, 12]).all() and c.table.seconds.between(5, 120).all() and c.table.bsqi.between(0, 1).all()
+    assert (
+        len(c) == 50
+        and c.table.leads.isin([9, 12]).all()
+        and c.table.seconds.between(5, 120).all()
+        and c.table.bsqi.between(0, 1).all()
+    )
     assert len(c.coverage.unmatched) == 0 and (c.labels == 1).any(axis=1).mean() > .8
     with pytest.raises(PeaceError, match="no record of zzu-pecg could be used: Child_ecg.*does not exist"):
         build_store(c, SignalSpec(fs=100), tmp_path / "s", progress=False)

@@ -29,7 +29,9 @@ def files(folder): return {p.name: p.read_bytes() for p in sorted(Path(folder).i
 
 def split_of(store):
     n = len(store)
-    return pd.Series(np.repeat(["train", "val", "test"], [n // 2, n // 4, n - n // 2 - n // 4]), index=store.table.index)
+    return pd.Series(
+        np.repeat(["train", "val", "test"], [n // 2, n // 4, n - n // 2 - n // 4]), index=store.table.index
+    )
 
 
 @pytest.fixture(scope="module")
@@ -37,23 +39,33 @@ def sides(tmp_path_factory):
     "Simulated adults and children, each with a split"
     found = {}
     for kind, n in (("adult", 128), ("child", 96)):
-        store = SignalStore.create(tmp_path_factory.mktemp(kind) / "store", SPEC, simulate_blocks(n, SPEC, population=kind, seed=3), total=n)
+        store = SignalStore.create(
+            tmp_path_factory.mktemp(kind) / "store", SPEC, simulate_blocks(n, SPEC, population=kind, seed=3), total=n
+        )
         found[kind] = (store, split_of(store))
     return found
 
 
-def embeddings(seed=0): return F.normalize(torch.randn(len(LABELS), 3, 16, generator=torch.Generator().manual_seed(seed)), dim=-1)
+def embeddings(seed=0):
+    return F.normalize(torch.randn(len(LABELS), 3, 16, generator=torch.Generator().manual_seed(seed)), dim=-1)
 
 
-def make(name, **cfg): return build_method(name, LABELS, "tiny", seed=1, embeddings=embeddings() if registered(name).texts else None, **cfg)
+def make(name, **cfg):
+    return build_method(
+        name, LABELS, "tiny", seed=1, embeddings=embeddings() if registered(name).texts else None, **cfg
+    )
 
 
-def as_model(name, sides, **cfg): return Model(make(name, **cfg).eval(), SPEC, train_normaliser(*sides["adult"]), LABELS)
+def as_model(name, sides, **cfg):
+    return Model(make(name, **cfg).eval(), SPEC, train_normaliser(*sides["adult"]), LABELS)
 
 
 def batch_of(n=12, seed=0):
     g = torch.Generator().manual_seed(seed)
-    return dict(signals=torch.randn(n, 12, 250, generator=g), mask=torch.ones(n, 12), labels=(torch.rand(n, 27, generator=g) < 0.15).float())
+    return dict(
+        signals=torch.randn(n, 12, 250, generator=g), mask=torch.ones(n, 12),
+        labels=(torch.rand(n, 27, generator=g) < 0.15).float()
+    )
 
 
 # Registration
@@ -65,15 +77,21 @@ def test_every_registered_method_says_what_it_needs():
         if known.texts is not None and known.texts not in read:
             read.append(known.texts)
             texts = method_texts(name, PAPER9)
-            assert len(texts) == 9 and all(len(row) == len(texts[0]) and all(isinstance(t, str) for t in row) for row in texts)
+            assert len(texts) == 9 and all(
+                len(row) == len(texts[0]) and all(isinstance(t, str) for t in row) for row in texts
+            )
         if known.pretrained_as: assert known.pretrained_as in METHODS
-    assert {n for n in (*DOMAIN, *FUSION) if METHODS[n].reads_source} == set(DOMAIN) and METHODS["DANN-U"].adapts_unlabelled
+    assert {n for n in (*DOMAIN, *FUSION) if METHODS[n].reads_source} == set(DOMAIN) and METHODS[
+        "DANN-U"
+    ].adapts_unlabelled
 
 
 @pytest.mark.parametrize("name", [*DOMAIN, *FUSION])
 def test_a_checkpoint_brings_the_method_back(name, sides, tmp_path):
     model = as_model(name, sides)
-    for step, method in enumerate((model.method, model.method.restrict(PAPER9), start_of(model.method, PAPER9, True, 0))):
+    for step, method in enumerate(
+        (model.method, model.method.restrict(PAPER9), start_of(model.method, PAPER9, True, 0))
+    ):
         save_model(tmp_path / str(step), method, SPEC, model.normaliser)
         again = load_model(tmp_path / str(step)).method
         x = batch_of()["signals"]
@@ -89,7 +107,8 @@ def test_without_a_target_it_is_ecg_only_to_the_bit(name, sides, tmp_path):
     store, split = sides["adult"]
     data = [StoreDataset(store, rows_of(split, part), train_normaliser(store, split)) for part in ("train", "val")]
     for n in ("ECG-only", name): train(make(n), *data, CFG, tmp_path / n, progress=False)
-    for file in ("log.csv", "val.csv", "best.safetensors"): assert files(tmp_path / "ECG-only")[file] == files(tmp_path / name)[file]
+    for file in ("log.csv", "val.csv", "best.safetensors"):
+        assert files(tmp_path / "ECG-only")[file] == files(tmp_path / name)[file]
 
 
 @pytest.mark.parametrize("name", ["DANN-U", "MMD"])
@@ -99,13 +118,20 @@ def test_no_label_of_the_target_reaches_the_loss_or_the_choice(name, sides, tmp_
     for which in ("true", "inverted", "unknown"):
         store = copy.copy(child)
         store.labels = {"true": child.labels, "inverted": 1 - child.labels, "unknown": child.labels * np.nan}[which]
-        runs[which] = adapt(model, store, split, "unlabelled", CFG, tmp_path / which, source=sides["adult"], progress=False)
+        runs[which] = adapt(
+            model, store, split, "unlabelled", CFG, tmp_path / which, source=sides["adult"], progress=False
+        )
         assert runs[which].support is None
     for which in ("inverted", "unknown"):
-        for file in ("log.csv", "val.csv", "best.safetensors", "result.json"): assert files(tmp_path / which)[file] == files(tmp_path / "true")[file]
+        for file in ("log.csv", "val.csv", "best.safetensors", "result.json"):
+            assert files(tmp_path / which)[file] == files(tmp_path / "true")[file]
         assert (runs[which].test["score"] == runs["true"].test["score"]).all()
-    changed = copy.copy(sides["adult"][0]); changed.labels = 1 - changed.labels     # while the adults' labels do reach them
-    adapt(model, child, split, "unlabelled", CFG, tmp_path / "adults", source=(changed, sides["adult"][1]), progress=False)
+    # while the adults' labels do reach them
+    changed = copy.copy(sides["adult"][0])
+    changed.labels = 1 - changed.labels
+    adapt(
+        model, child, split, "unlabelled", CFG, tmp_path / "adults", source=(changed, sides["adult"][1]), progress=False
+    )
     assert files(tmp_path / "adults")["best.safetensors"] != files(tmp_path / "true")["best.safetensors"]
 
 
@@ -124,8 +150,10 @@ def test_a_stopped_adaptation_ends_like_a_straight_one(name, sides, tmp_path):
         for stop in stops:
             model = as_model(name, sides)
             method = start_of(model.method, LABELS, True, CFG.seed)
-            data = lambda rows: StoreDataset(child, rows, model.normaliser, LABELS)
-            both = adaptation_data(method, "full", data, rows_of(split, "train"), rows_of(split, "val"), sides["adult"], LABELS)
+            def data(rows): return StoreDataset(child, rows, model.normaliser, LABELS)  # noqa: B023
+            both = adaptation_data(
+                method, "full", data, rows_of(split, "train"), rows_of(split, "val"), sides["adult"], LABELS
+            )
             train(method, *both, CFG, tmp_path / folder, progress=False, stop_after=stop)
     assert files(tmp_path / "three") == files(tmp_path / "one go")
 
@@ -135,7 +163,7 @@ def test_a_state_with_other_adults_is_not_continued(sides, tmp_path, capsys):
     adult, parts = sides["adult"]
     fewer = parts.where(~((parts == "train") & (np.arange(len(parts)) % 2 == 0)), "test")
     model = as_model("MMD", sides)
-    data = lambda rows: StoreDataset(child, rows, model.normaliser, LABELS)
+    def data(rows): return StoreDataset(child, rows, model.normaliser, LABELS)
     for source in ((adult, parts), (adult, fewer)):
         method = start_of(model.method, LABELS, True, 0)
         both = adaptation_data(method, "full", data, rows_of(split, "train"), rows_of(split, "val"), source, LABELS)
@@ -148,16 +176,21 @@ def test_every_row_of_a_table_gets_the_same_records_and_updates(sides, tmp_path)
     for name in ("ECG-only", "DANN", "EarlyFusion"):
         heard[name], ear = [], copy.copy(child)
         ear.batch = lambda rows, to=heard[name]: (to.extend(np.asarray(rows).tolist()), child.batch(rows))[1]
-        steps[name] = adapt(as_model(name, sides), ear, split, "5-shot", CFG, tmp_path / name, source=sides["adult"], progress=False).result.steps
+        steps[name] = adapt(
+            as_model(name, sides), ear, split, "5-shot", CFG, tmp_path / name, source=sides["adult"], progress=False
+        ).result.steps
     assert len({tuple(h) for h in heard.values()}) == 1 and len(set(steps.values())) == 1
 
 
 def test_what_cannot_be_adapted_is_refused_in_a_sentence(sides, tmp_path):
     child = sides["child"]
-    with pytest.raises(PeaceError, match="reads no source"): adapt(as_model("ECG-only", sides), *child, "unlabelled", CFG, tmp_path, source=sides["adult"], progress=False)
-    with pytest.raises(PeaceError, match="needs the source"): adapt(as_model("DANN", sides), *child, "full", CFG, tmp_path, progress=False)
+    with pytest.raises(PeaceError, match="reads no source"):
+        adapt(as_model("ECG-only", sides), *child, "unlabelled", CFG, tmp_path, source=sides["adult"], progress=False)
+    with pytest.raises(PeaceError, match="needs the source"):
+        adapt(as_model("DANN", sides), *child, "full", CFG, tmp_path, progress=False)
     with pytest.raises(PeaceError, match="unlabelled"): setting("unlabeled")
-    with pytest.raises(PeaceError, match="EarlyFusion needs descriptor embeddings"): build_method("EarlyFusion", LABELS, "tiny")
+    with pytest.raises(PeaceError, match="EarlyFusion needs descriptor embeddings"):
+        build_method("EarlyFusion", LABELS, "tiny")
     with pytest.raises(PeaceError, match="text_dropout"): make("LateFusion", text_dropout=2)
     with pytest.raises(PeaceError, match="no layer 'tokens'"): make("MMD", layers=["tokens"])
 
@@ -168,7 +201,11 @@ def test_unknown_labels_teach_nothing_but_the_domains():
     for side in (batch, batch["source"]): side["labels"] = torch.full_like(side["labels"], torch.nan)
     terms = method(batch, 0.5)
     terms["total"].backward()
-    assert terms["cls"] == 0 and method.head.weight.grad.abs().max() == 0 and method.encoder.stem.conv.weight.grad.abs().max() > 0
+    assert (
+        terms["cls"] == 0
+        and method.head.weight.grad.abs().max() == 0
+        and method.encoder.stem.conv.weight.grad.abs().max() > 0
+    )
 
 
 # Lead dropout
@@ -211,7 +248,9 @@ def trained(name):
     method = make(name).train()
     optimiser = torch.optim.AdamW(method.parameters(), 1e-2)
     for step in range(3):
-        optimiser.zero_grad(); method(batch_of(seed=step), step / 3)["total"].backward(); optimiser.step()
+        optimiser.zero_grad()
+        method(batch_of(seed=step), step / 3)["total"].backward()
+        optimiser.step()
     return method.eval()
 
 
@@ -239,7 +278,9 @@ def test_a_record_without_its_text_is_read_as_at_the_examination(name):
     with torch.no_grad():
         fused = method.fused(method.encoder(batch["signals"], batch["mask"]), batch["labels"], kept)
         alone = method.predict(batch["signals"], batch["mask"])
-    assert torch.allclose(fused[~kept], alone[~kept], atol=1e-5) and not torch.allclose(fused[kept], alone[kept], atol=1e-3)
+    assert torch.allclose(fused[~kept], alone[~kept], atol=1e-5) and not torch.allclose(
+        fused[kept], alone[kept], atol=1e-3
+    )
 
 
 def test_only_the_domain_head_learns_faster(sides, tmp_path):
@@ -249,7 +290,9 @@ def test_only_the_domain_head_learns_faster(sides, tmp_path):
         method = start_of(make(name), LABELS, True, 0)
         run = Run(method, StoreDataset(child, rows_of(split, "train")), None, CFG, tmp_path / name, progress=False)
         run.step = 5
-        run.update({**batch_of(8, 1), "index": torch.arange(8), **({"source": batch_of(8, 2)} if method.reads_source else {})})
+        run.update(
+            {**batch_of(8, 1), "index": torch.arange(8), **({"source": batch_of(8, 2)} if method.reads_source else {})}
+        )
         rates = {group["lr"] for group in run.opt.param_groups}
         assert {round(r / min(rates), 6) for r in rates} == factors
         fast = {id(p) for group in run.opt.param_groups if group["lr"] > min(rates) for p in group["params"]}

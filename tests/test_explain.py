@@ -13,7 +13,10 @@ import torch
 from peace_nb.labels.space import LABELS
 from peace_nb.signals.prepare import SignalSpec
 from peace_nb.simulation.simulator import simulate
-from peace_nb.evaluation.explain import ATTRIBUTIONS, EVIDENCE, attribution, attributions, beat_waves, draw_attribution, enrichment, marked_waves, plot_attribution, simulated_positives, untrained, window_mask, window_shares, window_spans
+from peace_nb.evaluation.explain import (
+    ATTRIBUTIONS, EVIDENCE, attribution, attributions, beat_waves, draw_attribution, enrichment, marked_waves,
+    plot_attribution, simulated_positives, untrained, window_mask, window_shares, window_spans
+)
 from peace_nb.methods.registry import build_method
 from peace_nb.settings import PeaceError
 
@@ -22,15 +25,21 @@ SAMPLES = os.environ.get("PEACE_SAMPLE_DATA")
 
 @pytest.fixture(scope="module")
 def net():
-    method = build_method("PEACE", LABELS, encoder="tiny", seed=0, embeddings=torch.randn(len(LABELS), 3, 16, generator=torch.Generator().manual_seed(0)))
-    for block in method.encoder.blocks: torch.nn.init.normal_(block.branch[-1].weight, std=0.5)   # residual branches start at zero: wake them
+    method = build_method(
+        "PEACE", LABELS, encoder="tiny", seed=0,
+        embeddings=torch.randn(len(LABELS), 3, 16, generator=torch.Generator().manual_seed(0))
+    )
+    # residual branches start at zero: wake them
+    for block in method.encoder.blocks:
+        torch.nn.init.normal_(block.branch[-1].weight, std=0.5)
     return method.eval()
 
 
 @pytest.fixture(scope="module")
 def batch():
     x = torch.randn(3, 12, 1000, generator=torch.Generator().manual_seed(1))
-    mask = torch.ones(3, 12); mask[1, [7, 9, 11]] = 0
+    mask = torch.ones(3, 12)
+    mask[1, [7, 9, 11]] = 0
     return x, mask
 
 
@@ -44,21 +53,33 @@ def test_maps_are_shares_and_absent_leads_get_nothing(net, batch):
 
 def test_signal_in_an_absent_lead_changes_no_map(net, batch):
     x, mask = batch
-    other = x.clone(); other[1, 7] += 5
-    for name in ATTRIBUTIONS: assert torch.allclose(attribution(net, x, mask, "LQT", name, steps=3), attribution(net, other, mask, "LQT", name, steps=3), atol=1e-6), name
+    other = x.clone()
+    other[1, 7] += 5
+    for name in ATTRIBUTIONS:
+        assert torch.allclose(
+            attribution(net, x, mask, "LQT", name, steps=3), attribution(net, other, mask, "LQT", name, steps=3),
+            atol=1e-6
+        ), name
 
 
 def test_the_model_is_left_as_it_was(net, batch):
-    net.train(); net.encoder.stem.conv.weight.requires_grad_(False)
+    net.train()
+    net.encoder.stem.conv.weight.requires_grad_(False)
     before = {k: v.clone() for k, v in net.state_dict().items()}
     first = attributions(net, *batch, "PVC", steps=3)
-    assert net.training and not net.encoder.stem.conv.weight.requires_grad and net.lqn.queries.requires_grad and net.lqn.queries.grad is None
+    assert (
+        net.training
+        and not net.encoder.stem.conv.weight.requires_grad
+        and net.lqn.queries.requires_grad
+        and net.lqn.queries.grad is None
+    )
     assert all(torch.equal(v, net.state_dict()[k]) for k, v in before.items()), "running statistics moved"
     with pytest.raises(PeaceError, match="no label"): attribution(net, *batch, "NOSUCH")
     assert net.training and net.lqn.queries.requires_grad
     assert all(torch.equal(v, attributions(net, *batch, "PVC", steps=3)[k]) for k, v in first.items()), "the same again"
     assert not any(m._forward_hooks for m in net.modules()), "a hook was left behind"
-    net.encoder.stem.conv.weight.requires_grad_(True); net.eval()
+    net.encoder.stem.conv.weight.requires_grad_(True)
+    net.eval()
 
 
 def test_refusals(net, batch):
@@ -67,10 +88,18 @@ def test_refusals(net, batch):
     with pytest.raises(PeaceError, match="no label queries"): attribution(plain, *batch, "PVC", "attention")
     with pytest.raises(PeaceError, match="no window"): window_spans(pd.DataFrame(columns=["wave", "start", "end"]), "U")
     with pytest.raises(PeaceError, match="samples"): plot_attribution(np.zeros((12, 1000)), 100, np.zeros((12, 500)))
-    with pytest.raises(PeaceError, match="marked"): marked_waves(pd.DataFrame(columns=["lead", "wave", "onset", "offset"]), 500, 5000)
+    with pytest.raises(PeaceError, match="marked"):
+        marked_waves(pd.DataFrame(columns=["lead", "wave", "onset", "offset"]), 500, 5000)
 
 
-@pytest.mark.parametrize("encoder", [dict(size="resnet18", width=0.125), dict(size="st-mem-vit-b", width=0.1, depth=1), dict(size="wav2vec2-cmsc", width=0.1, depth=1)], ids=lambda e: e["size"])
+@pytest.mark.parametrize(
+    "encoder",
+    [
+        dict(size="resnet18", width=0.125), dict(size="st-mem-vit-b", width=0.1, depth=1),
+        dict(size="wav2vec2-cmsc", width=0.1, depth=1)
+    ],
+    ids=lambda e: e["size"],
+)
 def test_other_encoders(encoder, batch):
     method = build_method("PEACE", ("PVC", "LQT"), encoder=encoder, embeddings=torch.randn(2, 3, 16))
     for name in ATTRIBUTIONS: assert attribution(method, *batch, "LQT", name, steps=2).shape[-1] == 1000, name
@@ -95,7 +124,10 @@ def test_untrained_keeps_the_texts_and_nothing_else(net):
 def test_windows_hold_the_energy_of_the_waves():
     sim = simulate(20, fs=100, seed=3, labels=["NORM"])
     for i in range(20):
-        qrs, x = window_mask(beat_waves(sim, i), "QRS", 100, 1000), np.abs(np.diff(sim.signals[i], axis=-1, prepend=0)).sum(0)
+        qrs, x = (
+            window_mask(beat_waves(sim, i), "QRS", 100, 1000),
+            np.abs(np.diff(sim.signals[i], axis=-1, prepend=0)).sum(0)
+        )
         assert x[qrs].mean() > 4 * x[~qrs].mean(), i
 
 
@@ -115,11 +147,15 @@ def test_a_map_elsewhere_is_below_chance_and_one_inside_reaches_the_ceiling():
 
 
 def test_plots_with_absent_leads():
-    x, maps, mask = np.random.default_rng(0).normal(0, .2, (12, 1000)), np.random.default_rng(1).random((12, 1000)), np.ones(12, bool)
+    x, maps, mask = (
+        np.random.default_rng(0).normal(0, 0.2, (12, 1000)), np.random.default_rng(1).random((12, 1000)),
+        np.ones(12, bool)
+    )
     mask[[7, 9, 11]] = False
     fig = plot_attribution(x, 100, maps, mask=mask)
     assert len(fig.axes[0].images) == 10
-    fig2, ax = plt.subplots(); draw_attribution(ax, x, 100, {"a": maps, "b": maps[:1]}, mask)
+    fig2, ax = plt.subplots()
+    draw_attribution(ax, x, 100, {"a": maps, "b": maps[:1]}, mask)
     assert len(ax.images) == 9 + 2
     plt.close("all")
 
@@ -129,7 +165,12 @@ def test_ludb_marks_become_windows():
     from peace_nb.cohorts.marked import read_marks
     waves, (first, last) = marked_waves(read_marks(Path(SAMPLES) / "ludb" / "data" / "1"), 500.0, 5000)
     width = (waves["end"] - waves["start"]).groupby(waves["wave"]).median()
-    assert 0 <= first < last <= 10 and set(waves["wave"]) == {"P", "QRS", "T"} and 0.05 < width["QRS"] < 0.2 and width["T"] > width["QRS"]
+    assert (
+        0 <= first < last <= 10
+        and set(waves["wave"]) == {"P", "QRS", "T"}
+        and 0.05 < width["QRS"] < 0.2
+        and width["T"] > width["QRS"]
+    )
     assert len(window_spans(waves, "ST-T")) > 3
 
 
@@ -145,7 +186,7 @@ def test_what_was_not_recorded_is_not_shaded():
     x, mask = np.random.default_rng(0).normal(size=(12, 1000)), np.ones(12, bool)
     mask[[1, 7, 9]] = False
     fig = plot_attribution(x, 100, np.full((1, 1000), .001), mask=mask)
-    assert len(fig.axes[0].images) == 10                                                    # nine leads and the strip of another lead
+    assert len(fig.axes[0].images) == 10  # nine leads and the strip of another lead
     plt.close(fig)
     fig, ax = plt.subplots()
     draw_attribution(ax, np.where(mask[:, None], x, 0), 100, {"a": np.full((1, 1000), .001)}, mask=mask)
@@ -168,6 +209,8 @@ def test_the_score_that_is_explained_is_the_one_at_that_age(batch):
 
 def test_what_cannot_be_explained_is_told(net, batch):
     x, mask = batch
-    hole = x.clone(); hole[0, 0, 5] = torch.nan
+    hole = x.clone()
+    hole[0, 0, 5] = torch.nan
     with pytest.raises(PeaceError, match="NaN"): attribution(net, hole, mask, "RVH")
-    with pytest.raises(PeaceError, match="Rules has no network"): attribution(build_method("Rules", LABELS), x, mask, "RVH")
+    with pytest.raises(PeaceError, match="Rules has no network"):
+        attribution(build_method("Rules", LABELS), x, mask, "RVH")

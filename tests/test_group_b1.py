@@ -18,7 +18,10 @@ from peace_nb.training.checkpoint import load_model, predict_store, save_model
 from peace_nb.training.trainer import TrainConfig, adapt, load_weights, train
 
 NAMES, N, K = ("MERL", "MERL-CKEPE", "METS", "KED"), 60, len(LABELS)
-PHRASES = ("Sinus rhythm", "Atrial fibrillation", "Left bundle branch block", "Normal ECG", "Abnormal ECG", "Left axis deviation")
+PHRASES = (
+    "Sinus rhythm", "Atrial fibrillation", "Left bundle branch block", "Normal ECG", "Abnormal ECG",
+    "Left axis deviation"
+)
 QUICK = TrainConfig(epochs=2, batch_size=16, lr=3e-3)
 
 
@@ -33,7 +36,9 @@ def make(name, labels=LABELS, seed=0, **cfg):
 @pytest.fixture(scope="module")
 def written():
     rng = np.random.default_rng(0)
-    return pd.Series([" | ".join(rng.choice(PHRASES, 3, replace=False)) for _ in range(N)], index=[f"r{i:02d}" for i in range(N)])
+    return pd.Series(
+        [" | ".join(rng.choice(PHRASES, 3, replace=False)) for _ in range(N)], index=[f"r{i:02d}" for i in range(N)]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +48,10 @@ def store(tmp_path_factory, written):
     table = pd.DataFrame({"patient_id": ids, "report": written, "age_days": 20000.0}, index=ids)
     labels = pd.DataFrame((rng.random((N, K)) < 0.3).astype("float32"), index=ids, columns=list(LABELS))
     signals = rng.normal(0, 0.2, (N, 12, spec.n)).astype("float32")
-    return SignalStore.create(tmp_path_factory.mktemp("b1") / "adults", spec, [(signals, np.ones((N, 12), bool), table, labels)], source="test")
+    return SignalStore.create(
+        tmp_path_factory.mktemp("b1") / "adults", spec, [(signals, np.ones((N, 12), bool), table, labels)],
+        source="test"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +76,13 @@ def test_validation_and_prediction_never_see_a_report(name, store, reports, norm
     method, (training, validation) = make(name), data(store, reports, normaliser)
     read, given = [], []
     extras = Reports.extras
-    monkeypatch.setattr(Reports, "extras", lambda self, rows, *a: read.append(set(rows.tolist())) or extras(self, rows, *a))
+    monkeypatch.setattr(
+        Reports, "extras", lambda self, rows, *a: read.append(set(rows.tolist())) or extras(self, rows, *a)
+    )
     predict = type(method).predict
-    monkeypatch.setattr(type(method), "predict", lambda self, *a, **k: given.append((len(a), *sorted(k))) or predict(self, *a, **k))
+    monkeypatch.setattr(
+        type(method), "predict", lambda self, *a, **k: given.append((len(a), *sorted(k))) or predict(self, *a, **k)
+    )
     train(method, training, validation, QUICK, tmp_path, progress=False)
     assert set().union(*read) == set(range(40)), "reports of other records than the training ones were looked up"
     assert given and set(given) == {(2,)}, "predict was given more than signals and mask"
@@ -138,7 +150,8 @@ def test_pretrain_save_load_adapt(name, store, reports, normaliser, tmp_path):
     model = load_model(tmp_path / "model", labels=LABELS)
     split = pd.Series(["train"] * 40 + ["val"] * 10 + ["test"] * 10, index=store.table.index)
     zero = adapt(model, store, split, "zero-shot", QUICK, tmp_path / "zero", labels=PAPER9, progress=False)
-    few = adapt(model, store, split, "10-shot", QUICK, tmp_path / "few", labels=PAPER9, progress=False)  # reads no report
+    # reads no report
+    few = adapt(model, store, split, "10-shot", QUICK, tmp_path / "few", labels=PAPER9, progress=False)
     assert few.result.steps > 0 and zero.model.labels == few.model.labels == PAPER9
     save_model(tmp_path / "few-model", few.model.method, store.spec, normaliser, {})
     again = load_model(tmp_path / "few-model", labels=PAPER9)
@@ -151,7 +164,9 @@ def test_fine_tuning_starts_from_the_zero_shot_scores(name, store, reports, norm
     train(method, *data(store, reports, normaliser), QUICK, tmp_path, progress=False)
     x, mask = torch.randn(5, 12, 300), torch.ones(5, 12)
     with torch.no_grad():
-        assert torch.allclose(method.adapting(PAPER9).predict(x, mask), method.restrict(PAPER9).predict(x, mask), atol=1e-4)
+        assert torch.allclose(
+            method.adapting(PAPER9).predict(x, mask), method.restrict(PAPER9).predict(x, mask), atol=1e-4
+        )
     assert method.centre.abs().max() > 0  # the level was followed, so this was no empty case
 
 
@@ -160,7 +175,9 @@ def test_ckepe_takes_over_what_merl_learned(store, reports, normaliser, tmp_path
     merl, ckepe = make("MERL"), build_method("MERL-CKEPE", LABELS, "tiny", embeddings=embeddings(seed=5))
     train(merl, *data(store, reports, normaliser), QUICK, tmp_path, progress=False)
     learned = {k for k, _ in merl.named_parameters()}
-    load_weights(ckepe, {k: v for k, v in merl.state_dict().items() if k in learned or k.startswith("encoder.")}, partial=True)
+    load_weights(
+        ckepe, {k: v for k, v in merl.state_dict().items() if k in learned or k.startswith("encoder.")}, partial=True
+    )
     x = torch.randn(5, 12, 300)
     with torch.no_grad():
         own = ckepe.eval().predict(x)
@@ -178,7 +195,9 @@ def test_a_score_is_the_same_alone_and_without_absent_leads(name):
     garbage = torch.where(mask[..., None] > 0, x, 1e4)
     with torch.no_grad():
         together = method.predict(x, mask)
-        assert torch.allclose(torch.cat([method.predict(a[None], m[None]) for a, m in zip(x, mask)]), together, atol=1e-4)
+        assert torch.allclose(
+            torch.cat([method.predict(a[None], m[None]) for a, m in zip(x, mask)]), together, atol=1e-4
+        )
         assert torch.equal(method.predict(garbage, mask), together)
 
 

@@ -11,8 +11,10 @@ from conftest import ROOT
 from peace_nb.pipeline.steps import STEPS, sources, step_of
 
 # From below to above: a room may import from rooms above it in this list, never the other way.
-FLOORS = ("settings files", "labels signals", "ages", "datasets models", "cohorts", "knowledge simulation", "store", "methods", "evaluation", "training", "pipeline",
-          "prepare", "cli")
+FLOORS = (
+    "settings files", "labels signals", "ages", "datasets models", "cohorts", "knowledge simulation", "store",
+    "methods", "evaluation", "training", "pipeline", "prepare", "cli"
+)
 HEIGHT = {room: n for n, floor in enumerate(FLOORS) for room in floor.split()}
 APART = {"lessons"}   # for teaching alone: nothing may import it
 LARGEST = 0.20        # of all lines
@@ -32,8 +34,21 @@ def imports(package: Path) -> dict[str, set[str]]:
             if not isinstance(node, ast.ImportFrom): continue
             above = name.split(".")[:-node.level] if node.level else []
             if not node.level and not (node.module or "").startswith(package.name): continue
-            module = ".".join([*above, *(node.module.removeprefix(f"{package.name}.").removeprefix(package.name).split(".") if node.module else [])]).strip(".")
-            graph[name] |= {module} if module in known else {m for a in node.names if (m := f"{module}.{a.name}".strip(".")) in known}
+            module = ".".join(
+                [
+                    *above,
+                    *(
+                        node.module.removeprefix(f"{package.name}.").removeprefix(package.name).split(".")
+                        if node.module
+                        else []
+                    ),
+                ]
+            ).strip(".")
+            graph[name] |= (
+                {module}
+                if module in known
+                else {m for a in node.names if (m := f"{module}.{a.name}".strip(".")) in known}
+            )
     return graph
 
 
@@ -45,8 +60,10 @@ def upwards(graph: dict) -> list[str]:
     found = [f"{m} stands on no floor" for m in graph if room(m) not in HEIGHT and room(m) not in APART]
     for m, others in graph.items():
         for o in others:
-            if room(o) in APART: found.append(f"{m} imports {o}, which is for lessons")
-            elif room(m) != room(o) and room(m) not in APART and HEIGHT.get(room(m), -1) <= HEIGHT.get(room(o), 99): found.append(f"{m} imports {o} upwards")
+            if room(o) in APART:
+                found.append(f"{m} imports {o}, which is for lessons")
+            elif room(m) != room(o) and room(m) not in APART and HEIGHT.get(room(m), -1) <= HEIGHT.get(room(o), 99):
+                found.append(f"{m} imports {o} upwards")
     return sorted(found)
 
 
@@ -70,19 +87,29 @@ def test_imports_point_one_way_and_in_no_circle():
 
 def test_the_walk_sees_what_is_wrong(tmp_path):
     package = tmp_path / "peace_nb"
-    for place, code in {"settings.py": "from .store.store import open\n", "store/store.py": "def f():\n    from peace_nb.store.writer import w\n", "store/writer.py": "from . import store\n",
-                        "attic/box.py": "from ..settings import x\n", "cli.py": "from .lessons import invent\n", "lessons.py": ""}.items():
+    for place, code in {
+        "settings.py": "from .store.store import open\n",
+        "store/store.py": "def f():\n    from peace_nb.store.writer import w\n",
+        "store/writer.py": "from . import store\n", "attic/box.py": "from ..settings import x\n",
+        "cli.py": "from .lessons import invent\n", "lessons.py": ""
+    }.items():
         (package / place).parent.mkdir(parents=True, exist_ok=True)
         (package / place).write_text(code)
     graph = imports(package)
     assert circles(graph) == ["store.store", "store.writer"]
     said = upwards(graph)
-    assert "settings imports store.store upwards" in said and "attic.box stands on no floor" in said and "cli imports lessons, which is for lessons" in said and len(said) == 4
+    assert (
+        "settings imports store.store upwards" in said
+        and "attic.box stands on no floor" in said
+        and "cli imports lessons, which is for lessons" in said
+        and len(said) == 4
+    )
 
 
 def test_no_room_holds_more_than_a_fifth():
     lines = Counter()
-    for name, path in modules(ROOT / "peace_nb").items(): lines[room(name)] += len(path.read_text(encoding="utf-8").splitlines())
+    for name, path in modules(ROOT / "peace_nb").items():
+        lines[room(name)] += len(path.read_text(encoding="utf-8").splitlines())
     shares = {r: n / lines.total() for r, n in lines.items()}
     assert max(shares.values()) < LARGEST, shares
 
@@ -103,7 +130,9 @@ def test_one_notebook_a_module_in_the_folder_of_its_room():
     found = exported()
     assert set(found) == set(modules(ROOT / "peace_nb"))
     for module, notebook in found.items():
-        assert notebook.parent == (ROOT / "nbs" / room(module) if "." in module else ROOT / "nbs"), f"{notebook} is not in the room of {module}"
+        assert notebook.parent == (ROOT / "nbs" / room(module) if "." in module else ROOT / "nbs"), (
+            f"{notebook} is not in the room of {module}"
+        )
 
 
 def test_notebooks_are_numbered_from_01_without_gaps():
@@ -123,11 +152,19 @@ def test_no_private_name_crosses_a_wall():
                 assert not private, f"{name} imports {private} from {node.module}"
 
 
-@pytest.mark.parametrize("room_name, stale", [("datasets", set()), ("simulation", {"cohort-adult", "cohort-child", "cohort-ptbxl", "cohort-extra", "sim2real-train"})])
+@pytest.mark.parametrize(
+    "room_name, stale",
+    [
+        ("datasets", set()),
+        ("simulation", {"cohort-adult", "cohort-child", "cohort-ptbxl", "cohort-extra", "sim2real-train"})
+    ],
+)
 def test_a_changed_comment_makes_stale_what_stands_on_it(room_name, stale):
     "By name: nothing stands on the downloads; the simulated cohorts and Table 3's networks stand on the simulation, the tables of results do not."
     found = {s.name for s in STEPS if any(p.parent.name == room_name for p in sources(s))}
-    assert stale <= found and not found & {"table-2", "table-4", "table-5", "table-7", "pretrain", "transfer", "figure-2", "figure-3"}
+    assert stale <= found and not found & {
+        "table-2", "table-4", "table-5", "table-7", "pretrain", "transfer", "figure-2", "figure-3"
+    }
     if room_name == "datasets": assert found == set()
 
 

@@ -14,13 +14,17 @@ from peace_nb.labels.space import LABELS
 from peace_nb.labels.states import split_cell
 from peace_nb.labels.reports import score_statements
 from peace_nb.labels.aha import parts_of_finding, zzu_tokens
-from peace_nb.labels.others import CPSC, DISEASES, diseases_from_icd, labels_from_cpsc, labels_from_ludb, report_language, trusted
+from peace_nb.labels.others import (
+    CPSC, DISEASES, diseases_from_icd, labels_from_cpsc, labels_from_ludb, report_language, trusted
+)
 from peace_nb.labels.snomed import CINC_SOURCES, labels_from_cinc
 from peace_nb.cohorts import zzu_filters as Z
 from peace_nb.settings import PeaceError
 
 SAMPLE = os.environ.get("PEACE_SAMPLE_DATA")
-needs_sample = pytest.mark.skipif(not SAMPLE, reason="PEACE_SAMPLE_DATA is not set: the real annotation tables are not at hand")
+needs_sample = pytest.mark.skipif(
+    not SAMPLE, reason="PEACE_SAMPLE_DATA is not set: the real annotation tables are not at hand"
+)
 STATEMENTS = pd.read_csv(Path(__file__).parent / "data" / "mimic_statements.csv", keep_default_na=False)
 
 
@@ -34,7 +38,8 @@ def test_every_token_of_every_row_of_the_real_table_is_accounted_for(name):
     rows = zzu(name).set_index("ECG_ID")
     tokens = zzu_tokens(rows)
     assert set(tokens["kind"]) <= {"mapped", "made unknown", "outside", "modifier", "disease", "other diagnosis"}
-    for column in ("AHA_code", "CHN_code", "ICD-10 code"):     # counted by hand: every element, and every word glued to one
+    # counted by hand: every element, and every word glued to one
+    for column in ("AHA_code", "CHN_code", "ICD-10 code"):
         cells = [t for v in rows[column] for t in parse_code_list(v)]
         glued = 0 if column == "ICD-10 code" else sum(len(re.findall(r"\+(?=[A-Za-z])", t)) for t in cells)
         assert (tokens["column"] == column).sum() == len(cells) + glued
@@ -78,7 +83,9 @@ def test_diseases_of_real_rows_agree_with_an_independent_reading():
 
 def test_a_prefix_is_part_of_the_disease_whatever_the_spaces():
     found = diseases_from_icd(pd.Series(["'(FO)Q21.1'", "'( FO )  Q21.1'", "'Q21.1'", np.nan, "Null", ""]))
-    assert found["(FO) Q21.1"].tolist() == [True, True, False, False, False, False] and found["Q21.1"].tolist() == [False, False, True, False, False, False]
+    assert found["(FO) Q21.1"].tolist() == [True, True, False, False, False, False] and found["Q21.1"].tolist() == [
+        False, False, True, False, False, False
+    ]
 
 
 def test_a_modifier_of_doubt_makes_unknown_and_assertion_wins():
@@ -90,9 +97,15 @@ def test_a_modifier_of_doubt_makes_unknown_and_assertion_wins():
 @pytest.mark.parametrize("year,n", [(2020, 111), (2021, 133)])
 def test_the_whole_challenge_code_list_is_mapped_or_set_aside_with_a_reason(year, n):
     import ecgbench
-    codes = pd.read_csv(Path(ecgbench.__file__).parent / "data" / f"challenge{year}_dx_mapping.csv", dtype=str)["snomed_code"]
+    codes = pd.read_csv(Path(ecgbench.__file__).parent / "data" / f"challenge{year}_dx_mapping.csv", dtype=str)[
+        "snomed_code"
+    ]
     y, coverage = labels_from_cinc(codes.map(lambda c: [c]), strict=True)
-    assert len(codes) == n and coverage.unmatched.empty and set(coverage.codes["fate"]) == {"mapped", "made unknown", "set aside"}
+    assert (
+        len(codes) == n
+        and coverage.unmatched.empty
+        and set(coverage.codes["fate"]) == {"mapped", "made unknown", "set aside"}
+    )
     assert (coverage.codes.loc[coverage.codes["labels"] == "", "reason"] != "").all()
 
 
@@ -101,7 +114,8 @@ def test_cpsc_is_the_same_in_both_layouts():
         a, _ = labels_from_cpsc(pd.Series([[int(number)]]), strict=True)
         b, _ = labels_from_cinc(pd.Series([row["snomed"]]), "cpsc_2018", strict=True)
         c, _ = labels_from_cpsc(pd.Series([row["abbreviation"]]), strict=True)
-        pd.testing.assert_frame_equal(a, b); pd.testing.assert_frame_equal(a, c)
+        pd.testing.assert_frame_equal(a, b)
+        pd.testing.assert_frame_equal(a, c)
         assert (a.iloc[0] == 1).sum() == 1 and a.iloc[0].isna().sum() == 19
     with pytest.raises(PeaceError, match="r9.*'10'"): labels_from_cpsc(pd.Series([[10]], index=["r9"]), strict=True)
 
@@ -109,9 +123,19 @@ def test_cpsc_is_the_same_in_both_layouts():
 def test_no_source_denies_what_it_never_says():
     for source in CINC_SOURCES.index:
         y, _ = labels_from_cinc(pd.Series(["426783006"]), source)
-        assert y.loc[0, split_cell(CINC_SOURCES.at[source, "silent"]) if CINC_SOURCES.at[source, "silent"] != "*" else list(LABELS)].isna().all()
+        assert (
+            y.loc[
+                0,
+                split_cell(CINC_SOURCES.at[source, "silent"])
+                if CINC_SOURCES.at[source, "silent"] != "*"
+                else list(LABELS),
+            ]
+            .isna()
+            .all()
+        )
     with pytest.raises(PeaceError, match="no challenge source"): labels_from_cinc(pd.Series(["426783006"]), "paris")
-    with pytest.raises(PeaceError, match="index"): labels_from_cinc(pd.Series(["426783006"]), pd.Series(["ptb"], index=["other"]))
+    with pytest.raises(PeaceError, match="index"):
+        labels_from_cinc(pd.Series(["426783006"]), pd.Series(["ptb"], index=["other"]))
 
 
 def test_concepts_without_a_side_or_a_sign_deny_nothing_they_may_mean():
@@ -124,9 +148,18 @@ def test_concepts_without_a_side_or_a_sign_deny_nothing_they_may_mean():
 def test_what_a_source_hardly_ever_writes_is_not_denied_by_its_silence():
     "SPH can say junctional tachycardia and no other supraventricular one; CPSC's extra records carry one right axis and one Q wave."
     y, _ = labels_from_aha(pd.Series(["1", "54", "50+346"]), vocabulary="sph", strict=True)
-    assert np.isnan(y.loc[0, "SVT"]) and y.loc[1, "SVT"] == 1 and np.isnan(y.loc[2, "SVT"]) and (y.loc[2, ["AFIB", "AFLT", "PAC"]] == [1, 0, 0]).all()
+    assert (
+        np.isnan(y.loc[0, "SVT"])
+        and y.loc[1, "SVT"] == 1
+        and np.isnan(y.loc[2, "SVT"])
+        and (y.loc[2, ["AFIB", "AFLT", "PAC"]] == [1, 0, 0]).all()
+    )
     y, _ = labels_from_cinc(pd.Series(["427084000", "47665007,164917005,111975006"]), "cpsc_2018_extra", strict=True)
-    assert y.loc[0, ["RAD", "LAD", "QWAVE", "LQT"]].isna().all() and (y.loc[1, ["RAD", "QWAVE", "LQT"]] == 1).all() and y.loc[0, "LVH"] == 0
+    assert (
+        y.loc[0, ["RAD", "LAD", "QWAVE", "LQT"]].isna().all()
+        and (y.loc[1, ["RAD", "QWAVE", "LQT"]] == 1).all()
+        and y.loc[0, "LVH"] == 0
+    )
 
 
 def test_cpsc_classes_written_as_decimals_are_the_same_classes():
@@ -136,8 +169,14 @@ def test_cpsc_classes_written_as_decimals_are_the_same_classes():
 
 
 def test_sph_grammar():
-    y, coverage = labels_from_aha(pd.Series(["60+310;147", "1", "1;1", "22;23", "153", "37+341+308"]), vocabulary="sph", strict=True)
-    assert y.loc[0, ["PVC", "TABN"]].tolist() == [1, 1] and y["NORM"].tolist() == [0, 1, 1, 0, 0, 0] and y.loc[4, ["STDEV", "TABN"]].tolist() == [1, 1]
+    y, coverage = labels_from_aha(
+        pd.Series(["60+310;147", "1", "1;1", "22;23", "153", "37+341+308"]), vocabulary="sph", strict=True
+    )
+    assert (
+        y.loc[0, ["PVC", "TABN"]].tolist() == [1, 1]
+        and y["NORM"].tolist() == [0, 1, 1, 0, 0, 0]
+        and y.loc[4, ["STDEV", "TABN"]].tolist() == [1, 1]
+    )
     assert y["QWAVE"].isna().all() and y["LVHV"].isna().all() and coverage.unmatched.empty
     for code in _SPH_WRITES: assert parts_of_finding(code, "sph")[0] != "unknown"
     with pytest.raises(PeaceError, match="999"): labels_from_aha(pd.Series(["999"]), vocabulary="sph", strict=True)
@@ -148,7 +187,10 @@ def test_ludb_reads_the_same_from_its_table_and_from_its_headers():
     root = Path(SAMPLE) / "ludb"
     table = pd.read_csv(root / "ludb.csv", index_col="ID").drop(columns=["Sex", "Age"])
     said = {i: [x for v in row.dropna() for x in str(v).splitlines()] for i, row in table.iterrows()}
-    head = {i: (root / "data" / f"{i}.hea").read_text().split("<diagnoses>:")[1].replace("#", "").splitlines() for i in table.index}
+    head = {
+        i: (root / "data" / f"{i}.hea").read_text().split("<diagnoses>:")[1].replace("#", "").splitlines()
+        for i in table.index
+    }
     a, coverage = labels_from_ludb(pd.Series(said), strict=True)
     b, _ = labels_from_ludb(pd.Series(head), strict=True)
     differ = (a.fillna(-1) != b.fillna(-1)).any(axis=1)
@@ -163,7 +205,12 @@ def test_reports_of_three_languages_are_told_apart_and_kept():
     t = pd.read_csv(Path(SAMPLE) / "ptb-xl-sample" / "ptbxl_database.csv", index_col="ecg_id")
     language = report_language(t["report"])
     assert language.value_counts().to_dict() == {"de": 185, "en": 116, "sv": 45, "": 4}
-    assert language[4] == "de" and trusted(t).all() and trusted(t, second_opinion=True).sum() == 12 and trusted(t, validated=True).all()
+    assert (
+        language[4] == "de"
+        and trusted(t).all()
+        and trusted(t, second_opinion=True).sum() == 12
+        and trusted(t, validated=True).all()
+    )
     with pytest.raises(PeaceError, match="second_opinion"): trusted(t.drop(columns="second_opinion"))
 
 
@@ -181,9 +228,21 @@ def test_precision_and_recall_of_each_label(label):
     assert row["precision"] >= .95 and row["recall"] >= .95
 
 
-@pytest.mark.parametrize("line,label", [("Compared with previous tracing, {} is no longer present", 0), ("{} has replaced sinus rhythm", 1), ("Sinus rhythm has replaced {}", 0),
-                                        ("{} is now present", 1), ("No evidence of {}", 0), ("Possible {}", np.nan), ("{}, unchanged from previous tracing", 1)])
-@pytest.mark.parametrize("finding,of", [("atrial fibrillation", "AFIB"), ("left bundle branch block", "LBBB"), ("right ventricular hypertrophy", "RVH"), ("prolonged QT interval", "LQT")])
+@pytest.mark.parametrize(
+    "line,label",
+    [
+        ("Compared with previous tracing, {} is no longer present", 0), ("{} has replaced sinus rhythm", 1),
+        ("Sinus rhythm has replaced {}", 0), ("{} is now present", 1), ("No evidence of {}", 0),
+        ("Possible {}", np.nan), ("{}, unchanged from previous tracing", 1)
+    ],
+)
+@pytest.mark.parametrize(
+    "finding,of",
+    [
+        ("atrial fibrillation", "AFIB"), ("left bundle branch block", "LBBB"), ("right ventricular hypertrophy", "RVH"),
+        ("prolonged QT interval", "LQT")
+    ],
+)
 def test_habits_hold_for_any_finding(line, label, finding, of):
     y, _ = labels_from_report(pd.Series([["Sinus rhythm", line.format(finding)]]))
     np.testing.assert_equal(y[of][0], label)
@@ -191,8 +250,15 @@ def test_habits_hold_for_any_finding(line, label, finding, of):
 
 # ---------------------------------------------------------------- filters
 def small():
-    t = pd.DataFrame({"patient_id": ["a", "a", "b"], "age_days": [10.0, 5.0, np.nan], "leads": [12, 9, 12], "seconds": [10.0, 10.0, 4.0], "quality": "", "bassqi": np.nan, "disease_groups": None}, index=["1", "2", "3"])
-    y = pd.DataFrame(0.0, index=t.index, columns=list(LABELS)); y["NORM"] = 1
+    t = pd.DataFrame(
+        {
+            "patient_id": ["a", "a", "b"], "age_days": [10.0, 5.0, np.nan], "leads": [12, 9, 12],
+            "seconds": [10.0, 10.0, 4.0], "quality": "", "bassqi": np.nan, "disease_groups": None
+        },
+        index=["1", "2", "3"],
+    )
+    y = pd.DataFrame(0.0, index=t.index, columns=list(LABELS))
+    y["NORM"] = 1
     return t, y
 
 
@@ -200,7 +266,9 @@ def test_filters_refuse_what_they_cannot_ask():
     t, y = small()
     with pytest.raises(PeaceError, match="leads"): Z.keep(t.drop(columns="leads"), y, Z.PAPER_FILTERS)
     with pytest.raises(PeaceError, match="same records"): Z.keep(t, y.iloc[::-1], Z.PAPER_FILTERS)
-    assert Z.keep(t, y, Z.PAPER_FILTERS).tolist() == [True, False, False] and Z.keep(t, y, Z.ZzuFilters(leads=0, one_record=True)).tolist() == [False, True, False]
+    assert Z.keep(t, y, Z.PAPER_FILTERS).tolist() == [True, False, False] and Z.keep(
+        t, y, Z.ZzuFilters(leads=0, one_record=True)
+    ).tolist() == [False, True, False]
 
 
 def test_filter_table_never_gains_records_and_counts_each_child_once():

@@ -4,7 +4,10 @@ import pandas as pd
 import pytest
 from sklearn.metrics import average_precision_score, balanced_accuracy_score, f1_score, roc_auc_score
 
-from peace_nb.evaluation.metrics import bootstrap_auroc, combine_seeds, draws, fit_thresholds, panel, patient_weights, scorable, summarise, weighted_auprc, weighted_auroc
+from peace_nb.evaluation.metrics import (
+    bootstrap_auroc, combine_seeds, draws, fit_thresholds, panel, patient_weights, scorable, summarise, weighted_auprc,
+    weighted_auroc
+)
 from peace_nb.settings import PeaceError
 from peace_nb.training.trainer import macro_auroc
 
@@ -19,8 +22,13 @@ def invent(seed, n=None, labels=5, ties=False, missing=0.0):
     if ties: score = score.round(1)
     y[rng.random(y.shape) < missing] = np.nan
     names = [f"L{k}" for k in range(labels)]
-    return pd.DataFrame({"record_id": np.repeat([f"r{i}" for i in range(n)], labels), "patient_id": np.repeat([f"p{p}" for p in patients], labels),
-                         "label": np.tile(names, n), "score": score.reshape(-1), "truth": y.reshape(-1)})
+    return pd.DataFrame(
+        {
+            "record_id": np.repeat([f"r{i}" for i in range(n)], labels),
+            "patient_id": np.repeat([f"p{p}" for p in patients], labels), "label": np.tile(names, n),
+            "score": score.reshape(-1), "truth": y.reshape(-1)
+        }
+    )
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -30,18 +38,28 @@ def test_estimates_equal_scikit_learn(seed):
     table = summarise(pred, thresholds, n_boot=0).set_index("label")
     for label, part in pred.dropna(subset="truth").groupby("label"):
         row = table.loc[label]
-        assert row["n"] == len(part) and row["n_pos"] == part["truth"].sum() and row["scored"] == (part["truth"].nunique() == 2)
+        assert (
+            row["n"] == len(part)
+            and row["n_pos"] == part["truth"].sum()
+            and row["scored"] == (part["truth"].nunique() == 2)
+        )
         if not row["scored"]:
             assert np.isnan(row["auroc"]) and row["reason"]
             continue
         assert row["auroc"] == pytest.approx(roc_auc_score(part["truth"], part["score"]), abs=1e-12)
         assert row["auprc"] == pytest.approx(average_precision_score(part["truth"], part["score"]), abs=1e-12)
-        assert row["bacc"] == pytest.approx(balanced_accuracy_score(part["truth"], part["score"] >= thresholds.loc[label, "bacc"]), abs=1e-12)
-        assert row["f1"] == pytest.approx(f1_score(part["truth"], part["score"] >= thresholds.loc[label, "f1"], zero_division=0), abs=1e-12)
+        assert row["bacc"] == pytest.approx(
+            balanced_accuracy_score(part["truth"], part["score"] >= thresholds.loc[label, "bacc"]), abs=1e-12
+        )
+        assert row["f1"] == pytest.approx(
+            f1_score(part["truth"], part["score"] >= thresholds.loc[label, "f1"], zero_division=0), abs=1e-12
+        )
     use = table.iloc[:-1]["scored"].astype(bool)
     assert table.loc["macro", "scored"] == use.any()
     for metric in ("auroc", "auprc", "bacc", "f1"):
-        assert table.loc["macro", metric] == pytest.approx(table.iloc[:-1].loc[use, metric].mean(), abs=1e-12, nan_ok=True)
+        assert table.loc["macro", metric] == pytest.approx(
+            table.iloc[:-1].loc[use, metric].mean(), abs=1e-12, nan_ok=True
+        )
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -59,7 +77,9 @@ def test_weights_equal_repeated_records():
     rng = np.random.default_rng(0)
     y, s, times = rng.integers(0, 2, 80), rng.random(80).round(1), rng.integers(0, 4, 80)
     for ours, theirs in ((weighted_auroc, roc_auc_score), (weighted_auprc, average_precision_score)):
-        assert ours(y, s, times[:, None].astype(float))[0] == pytest.approx(theirs(np.repeat(y, times), np.repeat(s, times)), abs=1e-12)
+        assert ours(y, s, times[:, None].astype(float))[0] == pytest.approx(
+            theirs(np.repeat(y, times), np.repeat(s, times)), abs=1e-12
+        )
 
 
 def test_patients_move_together():
@@ -72,7 +92,9 @@ def test_patients_move_together():
 
 def test_order_of_rows_and_slices_of_memory_change_nothing():
     pred = invent(5, n=90)
-    table, shuffled = summarise(pred).set_index("label"), summarise(pred.sample(frac=1, random_state=1)).set_index("label")
+    table, shuffled = (
+        summarise(pred).set_index("label"), summarise(pred.sample(frac=1, random_state=1)).set_index("label")
+    )
     pd.testing.assert_frame_equal(table[["auroc", "lo", "hi"]], shuffled.loc[table.index, ["auroc", "lo", "hi"]])
     p = panel(pred)
     weights, who = patient_weights(p.patients, 50)
@@ -86,7 +108,12 @@ def shifted(seed, shift, n=300):
     rng = np.random.default_rng(seed)
     y = (rng.random(n) < 0.3).astype(float)
     score = 1 / (1 + np.exp(-(4 * y - 2 + 8 * (shift - 0.5) + rng.normal(0, 0.8, n))))
-    return pd.DataFrame({"record_id": [f"r{i}" for i in range(n)], "patient_id": [f"p{i}" for i in range(n)], "label": "L0", "score": score, "truth": y})
+    return pd.DataFrame(
+        {
+            "record_id": [f"r{i}" for i in range(n)], "patient_id": [f"p{i}" for i in range(n)], "label": "L0",
+            "score": score, "truth": y
+        }
+    )
 
 
 def test_decisions_use_the_thresholds_of_validation():
@@ -122,11 +149,20 @@ def test_seeds_may_have_different_test_patients():
 def test_no_label_at_all():
     pred = invent(2).assign(truth=0.0)
     table = summarise(pred, n_boot=20)
-    assert not table["scored"].any() and table["auroc"].isna().all() and table["reason"].iloc[-1] == "no label can be scored"
+    assert (
+        not table["scored"].any()
+        and table["auroc"].isna().all()
+        and table["reason"].iloc[-1] == "no label can be scored"
+    )
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda p: p[1:], "0 rows for record 'r0'"), (lambda p: pd.concat([p, p[:1]]), "2 rows"), (lambda p: p.assign(score=np.inf), "no finite score"),
-    (lambda p: p.assign(truth=2), "not 0, 1 or NaN"), (lambda p: p.drop(columns="score"), "'score'"), (lambda p: p[:0], "empty")])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda p: p[1:], "0 rows for record 'r0'"), (lambda p: pd.concat([p, p[:1]]), "2 rows"),
+        (lambda p: p.assign(score=np.inf), "no finite score"), (lambda p: p.assign(truth=2), "not 0, 1 or NaN"),
+        (lambda p: p.drop(columns="score"), "'score'"), (lambda p: p[:0], "empty")
+    ],
+)
 def test_broken_tables_end_in_a_sentence(change, message):
     with pytest.raises(PeaceError, match=message): summarise(change(invent(1)))

@@ -13,7 +13,8 @@ from peace_nb.settings import PeaceError
 K = len(LABELS)
 
 
-NAMES = ("PEACE", "ECG-only", "Random")   # the other families have tests of their own, with the batches and texts that they read
+# the other families have tests of their own, with the batches and texts that they read
+NAMES = ("PEACE", "ECG-only", "Random")
 
 def random_embeddings(seed=0):
     return F.normalize(torch.randn(K, 3, 32, generator=torch.Generator().manual_seed(seed)), dim=-1)

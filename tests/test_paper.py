@@ -19,14 +19,25 @@ from peace_nb.pipeline.readme import render_readme
 from peace_nb.settings import PeaceError, load_profile
 from peace_nb.training.checkpoint import load_model
 
-TABLES = ("table_1_cohorts", "table_1_labels", "table_2_transfer", "table_2_full", "table_3_sim2real", "table_3_children")
+TABLES = (
+    "table_1_cohorts", "table_1_labels", "table_2_transfer", "table_2_full", "table_3_sim2real", "table_3_children"
+)
 FIGURES = ("figure_1_framework", "figure_2_training", "figure_3_labels", "figure_4_ecgs")
 
 
 def plan(settings=ROOT / "settings.ini", profile="smoke") -> set[str]:
     "Rules that Snakemake would run under these settings."
-    said = subprocess.run([sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "paper" / "Snakefile"), "--directory", str(ROOT / "paper" / "build" / profile), "--cores", "1",
-                           "--config", f"profile={profile}", "study=", "--nolock", "--dry-run"], capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PEACE_SETTINGS": str(settings)})
+    said = subprocess.run(
+        [
+            sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "paper" / "Snakefile"), "--directory",
+            str(ROOT / "paper" / "build" / profile), "--cores", "1", "--config", f"profile={profile}", "study=",
+            "--nolock", "--dry-run"
+        ],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PEACE_SETTINGS": str(settings)},
+    )
     assert said.returncode == 0, said.stderr
     return {kind_of(rule) for rule in re.findall(r"^(?:local)?rule (\S+):", said.stdout + said.stderr, re.M)} - {"all"}
 
@@ -41,9 +52,13 @@ def test_the_paper_holds_what_was_promised(smoke):
     assert (smoke / "paper.pdf").read_bytes().startswith(b"%PDF")
     for name in TABLES: assert len(pd.read_csv(smoke / "tables" / f"{name}.csv")), name
     for name in FIGURES:
-        assert (smoke / "figures" / f"{name}.png").stat().st_size > 10_000 and (smoke / "figures" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+        assert (smoke / "figures" / f"{name}.png").stat().st_size > 10_000 and (
+            smoke / "figures" / f"{name}.pdf"
+        ).read_bytes().startswith(b"%PDF")
     executed = set(step_names("smoke"))
-    assert executed <= {p.stem for p in (smoke / "notebooks").glob("*.ipynb")} and {j.step.name for j in jobs("smoke")} == {s.name for s in STEPS} - left_out(load_profile("smoke"))
+    assert executed <= {p.stem for p in (smoke / "notebooks").glob("*.ipynb")} and {
+        j.step.name for j in jobs("smoke")
+    } == {s.name for s in STEPS} - left_out(load_profile("smoke"))
     report = (smoke / "report.html").read_text(encoding="utf-8")
     for name in executed: assert f"notebooks/{name}.html" in report and (smoke / "notebooks" / f"{name}.html").exists()
     assert data_note("smoke") in report
@@ -54,25 +69,49 @@ def test_every_step_left_a_record(smoke):
     assert made["note"] == data_note("smoke") and made["real_cohorts"] == []
     assert {s["step"].split("_")[0] for s in made["steps"]} == {s.name for s in STEPS} - left_out(load_profile("smoke"))
     for s in made["steps"]:
-        assert s["seconds"] > 0 and s["peak_memory_mb"] > 0 and s["parameters"]["profile"] == "smoke" and s["packages"]["torch"] and "commit" in s, s["step"]
+        assert (
+            s["seconds"] > 0
+            and s["peak_memory_mb"] > 0
+            and s["parameters"]["profile"] == "smoke"
+            and s["packages"]["torch"]
+            and "commit" in s
+        ), s["step"]
     assert set(made["data"]) >= {"adult", "child", "ptbxl", "extra"} and all(made["data"].values())
 
 
 def test_reported_numbers_come_from_the_file_alone(smoke):
-    wide, headline = pd.read_csv(smoke / "tables" / "table_2_transfer.csv").set_index("method"), load_reported()["headline"]
+    wide, headline = (
+        pd.read_csv(smoke / "tables" / "table_2_transfer.csv").set_index("method"), load_reported()["headline"]
+    )
     cell = wide.loc["PEACE", "children, full"].split(" | ")
     assert cell[1:] == [f"{headline['v1']['zzu_full']:.1f}", f"{headline['v2']['zzu_full']:.1f}"]
     assert wide.loc["ECG-only", "children, full"].endswith("| - | -")
     full = pd.read_csv(smoke / "tables" / "table_2_full.csv")
-    assert set(full["data"]) == {"simulated cohorts"} and set(full["profile"]) == {"smoke"} and (full["seeds"] == 1).all()
-    sources = [p for p in [*ROOT.glob("nbs/**/*.ipynb"), *ROOT.glob("paper/**/*.typ"), ROOT / "README.md", ROOT / "settings.ini"] if ".ipynb_checkpoints" not in p.parts]
+    assert (
+        set(full["data"]) == {"simulated cohorts"} and set(full["profile"]) == {"smoke"} and (full["seeds"] == 1).all()
+    )
+    sources = [
+        p
+        for p in [*ROOT.glob("nbs/**/*.ipynb"), *ROOT.glob("paper/**/*.typ"), ROOT / "README.md", ROOT / "settings.ini"]
+        if ".ipynb_checkpoints" not in p.parts
+    ]
     told = load_reported()
-    numbers = {str(v) for table in ("headline", "table_transfer", "table_ablation") for row in told[table].values() for v in row.values() if v}
+    numbers = {
+        str(v)
+        for table in ("headline", "table_transfer", "table_ablation")
+        for row in told[table].values()
+        for v in row.values()
+        if v
+    }
     for p in sources:
         text = p.read_text(encoding="utf-8")
-        if p.name == "README.md": text = re.sub(r"## What comes out.*?(?=## More)", "", text, flags=re.S)   # our own numbers, from paper/reference
+        # our own numbers, from paper/reference
+        if p.name == "README.md":
+            text = re.sub(r"## What comes out.*?(?=## More)", "", text, flags=re.S)
         if p.suffix == ".ipynb": text = "\n".join(c.source for c in nbformat.reads(text, 4).cells)
-        assert not [n for n in numbers if re.search(rf"(?<![\d.]){re.escape(n)}(?![\d])", text)], f"{p} holds a number of the preprint; it belongs to paper/reported.yaml"
+        assert not [n for n in numbers if re.search(rf"(?<![\d.]){re.escape(n)}(?![\d])", text)], (
+            f"{p} holds a number of the preprint; it belongs to paper/reported.yaml"
+        )
 
 
 def test_a_second_call_runs_nothing(smoke, alone):
@@ -84,11 +123,17 @@ def test_a_second_call_runs_nothing(smoke, alone):
     assert took < 60, f"a call with nothing to do took {took:.0f} s"
 
 
-@pytest.mark.parametrize("key, value, stale, fresh", [
-    ("bootstrap", "90", {"table-2", "figure-3", "sim2real-test"}, {"cohort", "pretrain", "transfer", "sim2real-train", "figure-2"}),
-    ("lsbc_weight", "0.3", {"pretrain", "transfer", "sim2real-train"}, {"cohort", "table-1", "figure-4"}),
-    ("finetune_epochs", "1", {"transfer", "table-2"}, {"cohort", "pretrain", "figure-2", "sim2real-train"}),
-])
+@pytest.mark.parametrize(
+    "key, value, stale, fresh",
+    [
+        (
+            "bootstrap", "90", {"table-2", "figure-3", "sim2real-test"},
+            {"cohort", "pretrain", "transfer", "sim2real-train", "figure-2"}
+        ),
+        ("lsbc_weight", "0.3", {"pretrain", "transfer", "sim2real-train"}, {"cohort", "table-1", "figure-4"}),
+        ("finetune_epochs", "1", {"transfer", "table-2"}, {"cohort", "pretrain", "figure-2", "sim2real-train"}),
+    ],
+)
 def test_a_changed_setting_reruns_what_depends_on_it(smoke, tmp_path, key, value, stale, fresh):
     text = (ROOT / "settings.ini").read_text(encoding="utf-8")
     smoke_section = text.index("[smoke]\n") + len("[smoke]\n")
@@ -104,7 +149,9 @@ def test_a_changed_setting_reruns_what_depends_on_it(smoke, tmp_path, key, value
 
 def test_only_the_method_that_reads_text_depends_on_it(smoke):
     from peace_nb.pipeline.steps import stage_settings
-    assert hasattr(stage_settings("pretrain", "smoke", "PEACE"), "lsbc_weight") and not hasattr(stage_settings("pretrain", "smoke", "ECG-only"), "lsbc_weight")
+    assert hasattr(stage_settings("pretrain", "smoke", "PEACE"), "lsbc_weight") and not hasattr(
+        stage_settings("pretrain", "smoke", "ECG-only"), "lsbc_weight"
+    )
 
 
 def test_a_row_that_begins_with_anothers_pretraining_has_all_that_it_learned_and_remembers(smoke):
@@ -121,23 +168,32 @@ def test_a_row_that_begins_with_anothers_pretraining_has_all_that_it_learned_and
 
 
 def test_an_unknown_parameter_is_a_fault():
-    with pytest.raises(PeaceError, match="table_01_cohorts.ipynb has no parameter learning_rte"): run_step("table-1", "smoke", learning_rte=1)
+    with pytest.raises(PeaceError, match="table_01_cohorts.ipynb has no parameter learning_rte"):
+        run_step("table-1", "smoke", learning_rte=1)
 
 
-@pytest.mark.parametrize("said, told", [("peace-nb: 60.ipynb stopped in cell 3: no child.", "cell 3: no child"), ("MissingOutputException", "graph.log")])
+@pytest.mark.parametrize(
+    "said, told",
+    [("peace-nb: 60.ipynb stopped in cell 3: no child.", "cell 3: no child"), ("MissingOutputException", "graph.log")]
+)
 def test_a_graph_that_fails_says_why_or_where(monkeypatch, tmp_path, said, told):
     monkeypatch.setattr("peace_nb.pipeline.build.build_dir", lambda profile, study=None: tmp_path)
-    monkeypatch.setattr("peace_nb.pipeline.build._snakemake", lambda *_: [sys.executable, "-c", f"import sys; sys.exit({said!r})"])
+    monkeypatch.setattr(
+        "peace_nb.pipeline.build._snakemake", lambda *_: [sys.executable, "-c", f"import sys; sys.exit({said!r})"]
+    )
     with pytest.raises(PeaceError, match=told): build_paper("smoke")
     assert said in (tmp_path / "graph.log").read_text()
 
 
 def test_an_unset_root_is_told_before_any_work(monkeypatch):
-    for name in ("PEACE_SAMPLE_DATA", "PEACE_ZZU_PECG", "PEACE_MIMIC_IV_ECG", "PEACE_PTB_XL"): monkeypatch.delenv(name, raising=False)
+    for name in ("PEACE_SAMPLE_DATA", "PEACE_ZZU_PECG", "PEACE_MIMIC_IV_ECG", "PEACE_PTB_XL"):
+        monkeypatch.delenv(name, raising=False)
     for profile, variable in (("sample", "PEACE_SAMPLE_DATA"), ("paper", "PEACE_MIMIC_IV_ECG")):
         started = set((ROOT / "paper" / "build" / profile).glob("**/*"))
         with pytest.raises(PeaceError, match=f"{variable} is not set"): build_paper(profile)
-        assert set((ROOT / "paper" / "build" / profile).glob("**/*")) == started, "nothing may be written before the roots are known"
+        assert set((ROOT / "paper" / "build" / profile).glob("**/*")) == started, (
+            "nothing may be written before the roots are known"
+        )
 
 
 def test_the_readme_is_the_index():
@@ -158,7 +214,8 @@ def test_the_manuscript_is_the_same_bytes_again(smoke, alone):
     from peace_nb.pipeline.manuscript import build_manuscript
     kept = {p: (p.read_bytes(), p.stat()) for p in (smoke / "paper.pdf", smoke / "provenance.json")}
     try:
-        once = build_manuscript("smoke").read_bytes()   # here and not the kept one: that names the commit it was built from
+        # here and not the kept one: that names the commit it was built from
+        once = build_manuscript("smoke").read_bytes()
         assert build_manuscript("smoke").read_bytes() == once
     finally:
         for p, (data, was) in kept.items():

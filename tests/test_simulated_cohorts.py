@@ -41,7 +41,8 @@ def test_people_there_and_back(home, layout):
     r = sc.roster(layout, SIZES[layout], seed=11)
     assert len(table) == len(r)
     assert (table.sex == "F").sum() == (r.sex == "F").sum()
-    ages = {"zzu-pecg": 1, "ptb-xl": 366, "mimic-iv-ecg": 740}[layout]            # days: whole years in one, anchor year in the other
+    # days: whole years in one, anchor year in the other
+    ages = {"zzu-pecg": 1, "ptb-xl": 366, "mimic-iv-ecg": 740}[layout]
     known = table.age_days.notna() & (table.age_days < 89 * 365.25)
     assert abs(np.median(table.age_days[known]) - np.median(r.age_days[r.age_days < 89 * 365.25])) <= ages
 
@@ -52,7 +53,8 @@ def test_signals_by_name(home):
         cohort = load_cohort(layout, home / layout)
         for record in cohort.table.index[:8]:
             x, mask = cohort.signal(record)
-            if not mask[:6].all() or not np.isfinite(x[:6]).all() or (x[:6] == 0).all(1).any() or np.abs(x).max() > 20: continue
+            if not mask[:6].all() or not np.isfinite(x[:6]).all() or (x[:6] == 0).all(1).any() or np.abs(x).max() > 20:
+                continue
             assert np.abs(x[2] - (x[1] - x[0])).max() < .02 and np.abs(x[5] - (x[1] + x[2]) / 2).max() < .02
             assert np.abs(x[4] - (x[0] - x[2]) / 2).max() < .02
 
@@ -63,15 +65,18 @@ def test_samples_within_half_a_step(tmp_path, monkeypatch, layout):
     real, kept = sc._simulate, []
     def keep(*a):
         for rows, sim, written in real(*a):
-            kept.append((rows, sim)); yield rows, sim, written
+            kept.append((rows, sim))
+            yield rows, sim, written
     monkeypatch.setattr(sc, "_simulate", keep)
     sc.write_simulated_cohort(layout, tmp_path / "c", 4, seed=3, max_records=2, rates=(500,), damaged=.5)
     table = load_cohort(layout, tmp_path / "c").table
     assert len(table) == sum(len(rows) for rows, _ in kept)
     for rows, sim in kept:
         for i, r in enumerate(rows.itertuples()):
-            record = {"ptb-xl": lambda: str(r.Index + 1), "zzu-pecg": lambda: f"P{r.patient + 1:05d}_E{r.visit + 1:02d}",
-                      "mimic-iv-ecg": lambda: str(40_000_000 + sc._scramble(r.Index, 9_999_991, 6_291_469))}[layout]()
+            record = {
+                "ptb-xl": lambda: str(r.Index + 1), "zzu-pecg": lambda: f"P{r.patient + 1:05d}_E{r.visit + 1:02d}",  # noqa: B023
+                "mimic-iv-ecg": lambda: str(40_000_000 + sc._scramble(r.Index, 9_999_991, 6_291_469))  # noqa: B023
+            }[layout]()
             stem = str(tmp_path / "c" / table.path[record])
             rec, raw = wfdb.rdrecord(stem), wfdb.rdrecord(stem, physical=False)
             assert raw.checksum == raw.calc_checksum() and raw.init_value == list(raw.d_signal[0])
@@ -97,7 +102,8 @@ def test_traps_are_there(tmp_path):
     dead = nan = 0
     for path in (tmp_path / "m").rglob("*.hea"):
         x = wfdb.rdrecord(str(path.with_suffix(""))).p_signal
-        dead += bool((x == 0).all(0).any()); nan += bool(np.isnan(x).any())
+        dead += bool((x == 0).all(0).any())
+        nan += bool(np.isnan(x).any())
     assert dead and nan
     sc.write_simulated_cohort("zzu-pecg", tmp_path / "z", 40, seed=2, damaged=.5)
     peaks = [np.abs(wfdb.rdrecord(str(p.with_suffix(""))).p_signal).max() for p in (tmp_path / "z").rglob("*.hea")]
@@ -126,30 +132,47 @@ def test_killed_build_is_continued(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt): sc.write_simulated_cohort(root=tmp_path / "cut", **kw)
     assert not (tmp_path / "cut").exists() and calls == [0, 1]
     calls.clear()
-    monkeypatch.setattr(sc, "_simulate", lambda s, part, number, *a: (calls.append(number), real(s, part, number, *a))[1])
+    monkeypatch.setattr(
+        sc, "_simulate", lambda s, part, number, *a: (calls.append(number), real(s, part, number, *a))[1]
+    )
     sc.write_simulated_cohort(root=tmp_path / "cut", **kw)
     assert 0 not in calls and 1 not in calls and 2 in calls
-    assert sc.folder_hash(tmp_path / "cut") == sc.folder_hash(tmp_path / "whole") and not (tmp_path / "cut.partial").exists()
+    assert (
+        sc.folder_hash(tmp_path / "cut") == sc.folder_hash(tmp_path / "whole")
+        and not (tmp_path / "cut.partial").exists()
+    )
 
 
 def test_half_build_of_other_settings_is_thrown_away(tmp_path):
     kw = dict(layout="ptb-xl", n_patients=6, rates=(100,))
-    partial = tmp_path / "c.partial" / "_shards"; partial.mkdir(parents=True)
-    (partial / "00000.json").write_text("[]"); (partial.parent / "settings.json").write_text(json.dumps({"simulated": True}))
+    partial = tmp_path / "c.partial" / "_shards"
+    partial.mkdir(parents=True)
+    (partial / "00000.json").write_text("[]")
+    (partial.parent / "settings.json").write_text(json.dumps({"simulated": True}))
     assert sc.write_simulated_cohort(root=tmp_path / "c", **kw)["n_records"] >= 6
 
 
-@pytest.mark.parametrize("names, word", [(("thesis.txt",), "thesis.txt"), (("files", "record_list.csv"), "real data"), (("settings.json", "photos"), "photos")])
+@pytest.mark.parametrize(
+    "names, word",
+    [
+        (("thesis.txt",), "thesis.txt"), (("files", "record_list.csv"), "real data"),
+        (("settings.json", "photos"), "photos")
+    ],
+)
 def test_a_folder_that_is_only_named_like_a_half_build_is_refused(tmp_path, names, word):
-    partial = tmp_path / "c.partial"; partial.mkdir()
+    partial = tmp_path / "c.partial"
+    partial.mkdir()
     for n in names: (partial / n).write_text("mine")
     with pytest.raises(PeaceError, match=word): sc.write_simulated_cohort("ptb-xl", tmp_path / "c", 2, rates=(100,))
-    assert {p.name: p.read_text() for p in partial.iterdir()} == {n: "mine" for n in names} and not (tmp_path / "c").exists()
+    assert {p.name: p.read_text() for p in partial.iterdir()} == {n: "mine" for n in names} and not (
+        tmp_path / "c"
+    ).exists()
 
 
 def test_an_unreadable_note_or_marker_is_another_build(tmp_path):
     kw = dict(layout="ptb-xl", n_patients=2, rates=(100,))
-    (tmp_path / "c.partial" / "_shards").mkdir(parents=True); (tmp_path / "c.partial" / "settings.json").write_bytes(b'{"simul\xff')
+    (tmp_path / "c.partial" / "_shards").mkdir(parents=True)
+    (tmp_path / "c.partial" / "settings.json").write_bytes(b'{"simul\xff')
     sc.write_simulated_cohort(root=tmp_path / "c", **kw)
     (tmp_path / "c" / sc.MARKER).write_text("{")
     with pytest.raises(PeaceError, match="other settings"): sc.write_simulated_cohort(root=tmp_path / "c", **kw)
@@ -164,16 +187,23 @@ def test_two_processes_write_the_same_bytes(tmp_path):
 
 
 def test_folders_that_are_not_ours(tmp_path):
-    (tmp_path / "real").mkdir(); (tmp_path / "real" / "ptbxl_database.csv").write_text("ecg_id\n1\n")
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "ptbxl_database.csv").write_text("ecg_id\n1\n")
     with pytest.raises(PeaceError, match="real data"): sc.write_simulated_cohort("ptb-xl", tmp_path / "real", 2)
     assert (tmp_path / "real" / "ptbxl_database.csv").read_text() == "ecg_id\n1\n"
     sc.write_simulated_cohort("ptb-xl", tmp_path / "sim", 2, rates=(100,))
-    with pytest.raises(PeaceError, match="other settings"): sc.write_simulated_cohort("ptb-xl", tmp_path / "sim", 3, rates=(100,))
+    with pytest.raises(PeaceError, match="other settings"):
+        sc.write_simulated_cohort("ptb-xl", tmp_path / "sim", 3, rates=(100,))
     assert sc.write_simulated_cohort("ptb-xl", tmp_path / "sim", 3, rates=(100,), overwrite=True)["n_patients"] == 3
 
 
-@pytest.mark.parametrize("kw, word", [(dict(layout="ptbxl", n_patients=1), "ptbxl"), (dict(layout="ptb-xl", n_patients=0), "n_patients"),
-                                      (dict(layout="ptb-xl", n_patients=1, lable_noise=.1), "lable_noise")])
+@pytest.mark.parametrize(
+    "kw, word",
+    [
+        (dict(layout="ptbxl", n_patients=1), "ptbxl"), (dict(layout="ptb-xl", n_patients=0), "n_patients"),
+        (dict(layout="ptb-xl", n_patients=1, lable_noise=0.1), "lable_noise")
+    ],
+)
 def test_faults_are_named(tmp_path, kw, word):
     with pytest.raises(PeaceError, match=word): sc.write_simulated_cohort(root=tmp_path / "x", **kw)
     assert not any(tmp_path.iterdir())

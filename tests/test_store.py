@@ -25,15 +25,25 @@ SPEC = SignalSpec(fs=100)
 def write_ptbxl(root: Path, n: int, seconds=10):
     "A cohort in PTB-XL's layout, of noise; patient i // 2 owns record i."
     rng = np.random.default_rng(0)
-    home = root / "records500" / "00000"; home.mkdir(parents=True)
+    home = root / "records500" / "00000"
+    home.mkdir(parents=True)
     for i in range(1, n + 1):
         d = np.rint(rng.normal(0, 300, (500 * seconds, 12))).astype("int16")
-        wfdb.wrsamp(f"{i:05d}_hr", fs=500, units=["mV"] * 12, sig_name=[l.upper() for l in LEADS], d_signal=d, fmt=["16"] * 12,
-                    adc_gain=[1000.] * 12, baseline=[0] * 12, write_dir=str(home))
-    pd.DataFrame({"ecg_id": range(1, n + 1), "patient_id": [i // 2 for i in range(n)], "age": 50, "sex": 0, "report": "", "scp_codes": "{'NORM': 100.0, 'SR': 0.0}",
-                  "strat_fold": [i // 2 % 10 + 1 for i in range(n)], "filename_lr": "", "filename_hr": [f"records500/00000/{i:05d}_hr" for i in range(1, n + 1)]}
-                 ).to_csv(root / "ptbxl_database.csv", index=False)
-    pd.DataFrame({"diagnostic": [1], "form": [0], "rhythm": [0], "diagnostic_class": ["NORM"], "diagnostic_subclass": ["NORM"]}, index=["NORM"]).to_csv(root / "scp_statements.csv")
+        wfdb.wrsamp(
+            f"{i:05d}_hr", fs=500, units=["mV"] * 12, sig_name=[l.upper() for l in LEADS], d_signal=d, fmt=["16"] * 12,
+            adc_gain=[1000.0] * 12, baseline=[0] * 12, write_dir=str(home)
+        )
+    pd.DataFrame(
+        {
+            "ecg_id": range(1, n + 1), "patient_id": [i // 2 for i in range(n)], "age": 50, "sex": 0, "report": "",
+            "scp_codes": "{'NORM': 100.0, 'SR': 0.0}", "strat_fold": [i // 2 % 10 + 1 for i in range(n)],
+            "filename_lr": "", "filename_hr": [f"records500/00000/{i:05d}_hr" for i in range(1, n + 1)]
+        }
+    ).to_csv(root / "ptbxl_database.csv", index=False)
+    pd.DataFrame(
+        {"diagnostic": [1], "form": [0], "rhythm": [0], "diagnostic_class": ["NORM"], "diagnostic_subclass": ["NORM"]},
+        index=["NORM"]
+    ).to_csv(root / "scp_statements.csv")
     return root
 
 
@@ -48,7 +58,8 @@ def contents(path: Path) -> dict: return {p.name: p.read_bytes() for p in sorted
 @given(arrays(np.float32, 200, elements=st.floats(-32.5, 32.5, width=32)))
 def test_storing_costs_at_most_half_a_microvolt(mv):
     units, clipped = to_int16(mv)
-    assert clipped == 0 and np.abs(units.astype(float) - mv.astype(float) * 1000).max() <= 0.5 + 0.002   # float32 itself steps by 0.002 µV at 30 mV
+    # float32 itself steps by 0.002 µV at 30 mV
+    assert clipped == 0 and np.abs(units.astype(float) - mv.astype(float) * 1000).max() <= 0.5 + 0.002
     assert np.abs(to_mv(units) - mv).max() <= 0.5e-3 + 4e-6
 
 
@@ -66,12 +77,17 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_killed_and_resumed_is_byte_identical(root, tmp_path, jobs):
     whole = build_store(load_cohort("ptb-xl", root), SPEC, tmp_path / "whole", chunk=4, progress=False)
-    script = tmp_path / "build.py"; script.write_text(BUILD)
-    run = lambda: subprocess.Popen([sys.executable, str(script), str(root), str(tmp_path / "killed"), str(jobs)], start_new_session=True)
+    script = tmp_path / "build.py"
+    script.write_text(BUILD)
+    def run():
+        return subprocess.Popen(
+            [sys.executable, str(script), str(root), str(tmp_path / "killed"), str(jobs)], start_new_session=True
+        )
     process, parts = run(), tmp_path / "killed.partial" / "parts"
     deadline = time.time() + 120
     while len(list(parts.glob("*.json"))) < 2 and time.time() < deadline: time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGKILL); process.wait()
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
     assert not (tmp_path / "killed").exists(), "the build was over before it could be killed"
     with pytest.raises(PeaceError, match="not a signal store.*resume"): SignalStore.open(tmp_path / "killed")
     done = len(list(parts.glob("*.json")))
@@ -90,8 +106,10 @@ def test_one_process_or_two_give_the_same_bytes(root, tmp_path):
 def test_another_plan_does_not_continue_a_killed_build(root, tmp_path):
     "The remains of a build with another specification are thrown away, not mixed in."
     cohort = load_cohort("ptb-xl", root).part([str(i) for i in range(1, 13)])
-    remains = tmp_path / "s.partial" / "parts"; remains.mkdir(parents=True)
-    (remains.parent / "plan.json").write_text(json.dumps({"plan": "another"})); (remains / "0000000.json").write_text('{"rows": 5}')
+    remains = tmp_path / "s.partial" / "parts"
+    remains.mkdir(parents=True)
+    (remains.parent / "plan.json").write_text(json.dumps({"plan": "another"}))
+    (remains / "0000000.json").write_text('{"rows": 5}')
     store = build_store(cohort, SPEC, tmp_path / "s", progress=False)
     assert len(store) == 12 and store.verify()
 
@@ -102,18 +120,27 @@ def test_built_twice_is_opened_and_changed_is_refused(root, tmp_path):
     stamp = (first.path / "signals.npy").stat().st_mtime_ns
     assert build_store(cohort, SPEC, tmp_path / "s", progress=False).fingerprint == first.fingerprint
     assert (first.path / "signals.npy").stat().st_mtime_ns == stamp
-    with pytest.raises(PeaceError, match="delete it or choose another path"): build_store(cohort.part(["1", "2"]), SPEC, tmp_path / "s", progress=False)
-    with pytest.raises(PeaceError, match="was asked for"): build_store(cohort, SignalSpec(fs=250), tmp_path / "s", progress=False)
+    with pytest.raises(PeaceError, match="delete it or choose another path"):
+        build_store(cohort.part(["1", "2"]), SPEC, tmp_path / "s", progress=False)
+    with pytest.raises(PeaceError, match="was asked for"):
+        build_store(cohort, SignalSpec(fs=250), tmp_path / "s", progress=False)
 
 
 DAMAGE = {
-    "signals.npy is damaged: it has": lambda p: (p / "signals.npy").write_bytes((p / "signals.npy").read_bytes()[:-100]),
-    "signals.npy is damaged: its header": lambda p: (p / "signals.npy").write_bytes(b"noise" + (p / "signals.npy").read_bytes()[5:]),
+    "signals.npy is damaged: it has": lambda p: (p / "signals.npy").write_bytes(
+        (p / "signals.npy").read_bytes()[:-100]
+    ),
+    "signals.npy is damaged: its header": lambda p: (p / "signals.npy").write_bytes(
+        b"noise" + (p / "signals.npy").read_bytes()[5:]
+    ),
     "labels.parquet is missing": lambda p: (p / "labels.parquet").unlink(),
     "table.parquet is damaged": lambda p: (p / "table.parquet").write_bytes(b"PAR1 noise"),
-    "labels.parquet is damaged: it has 1 rows": lambda p: pd.read_parquet(p / "labels.parquet").iloc[:1].to_parquet(p / "labels.parquet"),
+    "labels.parquet is damaged: it has 1 rows": lambda p: (
+        pd.read_parquet(p / "labels.parquet").iloc[:1].to_parquet(p / "labels.parquet")
+    ),
     "store.json cannot be read": lambda p: (p / "store.json").write_text("{"),
-    "no store.json": lambda p: (p / "store.json").unlink()}
+    "no store.json": lambda p: (p / "store.json").unlink(),
+}
 
 
 @pytest.mark.parametrize("sentence", DAMAGE)
@@ -125,15 +152,25 @@ def test_a_damaged_store_is_refused(root, tmp_path, sentence):
 
 def test_verify_finds_a_flipped_bit(root, tmp_path):
     store = build_store(load_cohort("ptb-xl", root).part(["1", "2", "3"]), SPEC, tmp_path / "s", progress=False)
-    raw = bytearray((store.path / "signals.npy").read_bytes()); raw[5000] ^= 1
+    raw = bytearray((store.path / "signals.npy").read_bytes())
+    raw[5000] ^= 1
     (store.path / "signals.npy").write_bytes(bytes(raw))
     with pytest.raises(PeaceError, match="damaged between records 0 and 2"): SignalStore.open(store.path).verify()
 
 
 def test_clipped_samples_are_counted(tmp_path):
-    x = np.zeros((2, 12, 1000), np.float32); x[0, 0, :7] = 40
+    x = np.zeros((2, 12, 1000), np.float32)
+    x[0, 0, :7] = 40
     ids = pd.Index(["a", "b"])
-    store = SignalStore.create(tmp_path / "s", SPEC, [(x, np.ones((2, 12), bool), pd.DataFrame({"patient_id": ["1", "2"]}, index=ids), pd.DataFrame({"NORM": [1., 0.]}, index=ids))])
+    store = SignalStore.create(
+        tmp_path / "s", SPEC,
+        [
+            (
+                x, np.ones((2, 12), bool), pd.DataFrame({"patient_id": ["1", "2"]}, index=ids),
+                pd.DataFrame({"NORM": [1.0, 0.0]}, index=ids)
+            )
+        ],
+    )
     assert store.meta["clipped_samples"] == 7 and store.batch([0])[0].max() == pytest.approx(32.767)
 
 
@@ -147,19 +184,24 @@ spec = SignalSpec(fs=500)
 def blocks(k, b=50):
     for i in range(k):
         ids = pd.Index([f"r{{i * b + j}}" for j in range(b)])
-        yield np.full((b, 12, spec.n), .1, np.float32), np.ones((b, 12), bool), pd.DataFrame({{"patient_id": ids}}, index=ids), pd.DataFrame({{"NORM": 1.}}, index=ids)
+        table, labels = pd.DataFrame({{"patient_id": ids}}, index=ids), pd.DataFrame({{"NORM": 1.}}, index=ids)
+        yield np.full((b, 12, spec.n), .1, np.float32), np.ones((b, 12), bool), table, labels
 SignalStore.create({str(tmp_path / "small")!r}, spec, blocks(2))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 store = SignalStore.create({str(tmp_path / "large")!r}, spec, blocks(40))
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, store.array.nbytes / 2**20)
 """
     pytest.importorskip("resource")
-    grown, size = map(float, subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+    grown, size = map(
+        float, subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    )
     assert size > 220 and grown < size / 2, (grown, size)
 
 
 def test_batches_survive_worker_processes(root, tmp_path):
-    store = build_store(load_cohort("ptb-xl", root).part([str(i) for i in range(1, 21)]), SPEC, tmp_path / "s", progress=False)
+    store = build_store(
+        load_cohort("ptb-xl", root).part([str(i) for i in range(1, 21)]), SPEC, tmp_path / "s", progress=False
+    )
     data = StoreDataset(store)
     here = [b["signals"].numpy() for b in data.loader(8)]
     there = [b["signals"].numpy() for b in data.loader(8, num_workers=1, multiprocessing_context="spawn")]
@@ -173,11 +215,17 @@ def test_real_records_against_an_independent_read(name, tmp_path):
     cohort = load_cohort(name, Path(SAMPLE) / f"{name}-sample")
     cohort = cohort.part(cohort.table.index[:20])
     store = build_store(cohort, SignalSpec(fs=500, band=None), tmp_path / "s", progress=False)
-    assert store.table.index.tolist() == cohort.table.index.tolist() and len(store.set_aside) == 0 and store.meta["clipped_samples"] == 0
+    assert (
+        store.table.index.tolist() == cohort.table.index.tolist()
+        and len(store.set_aside) == 0
+        and store.meta["clipped_samples"] == 0
+    )
     for i, path in enumerate(store.table.path):
         rec = wfdb.rdrecord(str(cohort.root / path))
         x, mask = (v[0] for v in store.batch([i]))
         for lead, row, m in zip(LEADS, x, mask):
             at = [n.lower() for n in rec.sig_name].index(lead.lower())
             assert m and np.abs(row - rec.p_signal[:5000, at]).max() <= 0.5e-3 + 5e-6, (path, lead)
-    assert np.array_equal(np.nan_to_num(store.labels.to_numpy(), nan=-1), np.nan_to_num(cohort.labels.to_numpy(np.float32), nan=-1))
+    assert np.array_equal(
+        np.nan_to_num(store.labels.to_numpy(), nan=-1), np.nan_to_num(cohort.labels.to_numpy(np.float32), nan=-1)
+    )

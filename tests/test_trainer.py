@@ -45,7 +45,9 @@ CFG = TrainConfig(epochs=6, batch_size=16, lr=3e-3, ema=0.9, checkpoint_every=3,
 
 def split_of(store):
     n = len(store)
-    return pd.Series(np.repeat(["train", "val", "test"], [n // 2, n // 4, n - n // 2 - n // 4]), index=store.table.index)
+    return pd.Series(
+        np.repeat(["train", "val", "test"], [n // 2, n // 4, n - n // 2 - n // 4]), index=store.table.index
+    )
 
 
 def build(path):
@@ -83,7 +85,10 @@ def start(store_path, out, launcher=(), die=()):
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     script = out.parent / "script.py"
     script.write_text(SCRIPT)
-    return subprocess.Popen([sys.executable, *launcher, str(script), str(store_path), str(out), *die], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        [sys.executable, *launcher, str(script), str(store_path), str(out), *die], env=env, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True
+    )
 
 
 def test_killed_run_ends_like_a_straight_one(store_path, straight, tmp_path):
@@ -93,7 +98,7 @@ def test_killed_run_ends_like_a_straight_one(store_path, straight, tmp_path):
         running = start(store_path, out, die=(moment,))
         text, _ = running.communicate(timeout=180)
         assert running.returncode not in (0, 1) and not (out / "result.json").exists(), text
-        assert (moment == "write") == bool(list(out.glob("*.tmp")))                 # a half-made file lies about, under another name
+        assert (moment == "write") == bool(list(out.glob("*.tmp")))  # a half-made file lies about, under another name
         steps.append(read_tensors(out / "last.safetensors")[1]["step"])
     again = start(store_path, out)
     text, _ = again.communicate(timeout=180)
@@ -117,8 +122,10 @@ def test_damaged_state_is_named(store_path, tmp_path):
     train(method, data["train"], None, CFG, tmp_path, progress=False, stop_after=4)
     path = tmp_path / "last.safetensors"
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(PeaceError, match="last.safetensors"): train(build(store_path)[0], data["train"], None, CFG, tmp_path, progress=False)
-    train(build(store_path)[0], data["train"], None, CFG, tmp_path, progress=False, resume=False)   # and a new start is possible
+    with pytest.raises(PeaceError, match="last.safetensors"):
+        train(build(store_path)[0], data["train"], None, CFG, tmp_path, progress=False)
+    # and a new start is possible
+    train(build(store_path)[0], data["train"], None, CFG, tmp_path, progress=False, resume=False)
     assert (tmp_path / "result.json").exists()
 
 
@@ -129,19 +136,31 @@ def test_validation_labels_reach_nothing_but_the_choice(store_path, tmp_path):
         method, data = build(store_path)
         if flip: data["val"].labels = 1 - data["val"].labels
         train(method, data["train"], data["val"], CFG, tmp_path / name, progress=False, stop_after=12)
-        ends.append({k: v for k, v in read_tensors(tmp_path / name / "last.safetensors")[0].items() if not k.startswith("rng")})
+        ends.append(
+            {k: v for k, v in read_tensors(tmp_path / name / "last.safetensors")[0].items() if not k.startswith("rng")}
+        )
     assert all((ends[0][k] == ends[1][k]).all() for k in ends[0])
 
 
 def test_scores_before_any_label_was_read_choose_nothing(store_path, tmp_path, monkeypatch):
     "ST-MEM paints for four of six epochs: meanwhile its score is chance, however high, and must neither be kept nor spend patience"
     _, data = build(store_path)
-    method = build_method("ST-MEM", tuple(SignalStore.open(store_path).labels.columns), encoder="tiny", reconstruct=4 / 6, seconds=5.0)
+    method = build_method(
+        "ST-MEM", tuple(SignalStore.open(store_path).labels.columns), encoder="tiny", reconstruct=4 / 6, seconds=5.0
+    )
     scores = iter([0.5, 0.99, 0.6, 0.5, 0.4, 0.55, 0.7])     # before training, then after each epoch
     import peace_nb.training.trainer as trainer
     monkeypatch.setattr(trainer, "macro_auroc", lambda truth, s: (next(scores), np.full(truth.shape[1], 0.5)))
-    result = train(method, data["train"], data["val"], TrainConfig(epochs=6, batch_size=16, patience=2, seed=1), tmp_path / "run", progress=False)
-    assert result.best_epoch == 6 and not result.stopped_early and method.labels_from == 4 / 6 and method.adapting(method.labels[:2]).labels_from == 0
+    result = train(
+        method, data["train"], data["val"], TrainConfig(epochs=6, batch_size=16, patience=2, seed=1), tmp_path / "run",
+        progress=False
+    )
+    assert (
+        result.best_epoch == 6
+        and not result.stopped_early
+        and method.labels_from == 4 / 6
+        and method.adapting(method.labels[:2]).labels_from == 0
+    )
 
 
 @pytest.fixture
@@ -150,16 +169,36 @@ def checkpoint(store_path, tmp_path):
     return save_model(tmp_path / "model", method, SPEC, data["train"].normaliser)
 
 
-@pytest.mark.parametrize("harm, message", [
-    (lambda d: (d / "model.json").unlink(), "model.json does not exist"),
-    (lambda d: (d / "model.safetensors").unlink(), "model.safetensors does not exist"),
-    (lambda d: (d / "model.json").write_text("{"), "not readable JSON"),
-    (lambda d: (d / "model.json").write_text("[]"), "lacks config"),
-    (lambda d: (d / "model.safetensors").write_bytes(b"x" * 100), "not a readable safetensors file"),
-    (lambda d: (d / "model.safetensors").write_bytes((d / "model.safetensors").read_bytes()[:-8]), "not a readable safetensors file"),
-    (lambda d: (d / "model.json").write_text((d / "model.json").read_text().replace('"format": 1', '"format": 9')), "format 9"),
-    (lambda d: (d / "model.json").write_text((d / "model.json").read_text().replace('"LVH"', '"LVX"', 1)), "another label space"),
-    (lambda d: (d / "model.json").write_text((d / "model.json").read_text().replace('"size": "tiny"', '"size": "small"')), "do not fit the model")])
+@pytest.mark.parametrize(
+    "harm, message",
+    [
+        (lambda d: (d / "model.json").unlink(), "model.json does not exist"),
+        (lambda d: (d / "model.safetensors").unlink(), "model.safetensors does not exist"),
+        (lambda d: (d / "model.json").write_text("{"), "not readable JSON"),
+        (lambda d: (d / "model.json").write_text("[]"), "lacks config"),
+        (lambda d: (d / "model.safetensors").write_bytes(b"x" * 100), "not a readable safetensors file"),
+        (
+            lambda d: (d / "model.safetensors").write_bytes((d / "model.safetensors").read_bytes()[:-8]),
+            "not a readable safetensors file"
+        ),
+        (
+            lambda d: (d / "model.json").write_text(
+                (d / "model.json").read_text().replace('"format": 1', '"format": 9')
+            ),
+            "format 9",
+        ),
+        (
+            lambda d: (d / "model.json").write_text((d / "model.json").read_text().replace('"LVH"', '"LVX"', 1)),
+            "another label space"
+        ),
+        (
+            lambda d: (d / "model.json").write_text(
+                (d / "model.json").read_text().replace('"size": "tiny"', '"size": "small"')
+            ),
+            "do not fit the model",
+        ),
+    ],
+)
 def test_damaged_checkpoints_end_in_a_sentence(checkpoint, harm, message):
     load_model(checkpoint)
     harm(checkpoint)
@@ -194,10 +233,16 @@ def test_transfer_to_real_records(samples, tmp_path):
     model = Model(method, spec, train_normaliser(store, split), labels)
     for how in ("zero-shot", "5-shot"):
         run = adapt(model, store, split, how, TrainConfig(epochs=1, batch_size=32), tmp_path / how, progress=False)
-        assert len(run.test) == (split == "test").sum() * len(labels) and not run.test.duplicated(["record_id", "label"]).any()
+        assert (
+            len(run.test) == (split == "test").sum() * len(labels)
+            and not run.test.duplicated(["record_id", "label"]).any()
+        )
         assert not set(run.test["patient_id"]) & set(run.val["patient_id"])
         table = summarise(run.test, fit_thresholds(run.val), n_boot=50)
-        assert table["scored"].iloc[-1] and 0 <= table["lo"].iloc[-1] <= table["auroc"].iloc[-1] <= table["hi"].iloc[-1] <= 1
+        assert (
+            table["scored"].iloc[-1]
+            and 0 <= table["lo"].iloc[-1] <= table["auroc"].iloc[-1] <= table["hi"].iloc[-1] <= 1
+        )
     assert not set(store.table.loc[run.support.index, "patient_id"]) & set(run.test["patient_id"])
 
 
@@ -205,7 +250,13 @@ def test_settings_may_be_listed_in_any_order():
     "50-shot listed first once gave its scores to zero-shot."
     from peace_nb.training.trainer import score_settings
     trained = type("M", (), {"trained": True, "adapts_unlabelled": False})()
-    rows = lambda net, setting, cohort: pd.DataFrame({"net": [net or "pretrained"], "cohort": cohort})
+    def rows(net, setting, cohort): return pd.DataFrame({"net": [net or "pretrained"], "cohort": cohort})
     for order in (("zero-shot", "50-shot", "full"), ("50-shot", "full", "zero-shot")):
-        found = pd.concat(score_settings(order, ["child", "extra"], trained, lambda setting: setting, rows)).groupby("setting")["net"].unique()
-        assert {s: list(v) for s, v in found.items()} == {"zero-shot": ["pretrained"], "50-shot": ["50-shot"], "full": ["full"]}
+        found = (
+            pd.concat(score_settings(order, ["child", "extra"], trained, lambda setting: setting, rows))
+            .groupby("setting")["net"]
+            .unique()
+        )
+        assert {s: list(v) for s, v in found.items()} == {
+            "zero-shot": ["pretrained"], "50-shot": ["50-shot"], "full": ["full"]
+        }

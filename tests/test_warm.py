@@ -118,7 +118,10 @@ SHOW = [
 
 
 # Two layers that are imported quickly.
-SMALL = {"light": ("papermill", "ipykernel.kernelapp", "ipykernel_launcher", "psutil", "peace_nb.pipeline.runner"), "second": ("numpy",)}
+SMALL = {
+    "light": ("papermill", "ipykernel.kernelapp", "ipykernel_launcher", "psutil", "peace_nb.pipeline.runner"),
+    "second": ("numpy",)
+}
 
 
 def notebook(path: Path, *cells: str) -> Path:
@@ -162,13 +165,16 @@ class Bench:
         self.run(nb, layer, forked, threads)
         outputs = nbformat.read(nb.parent / "out.ipynb", 4).cells[0].outputs
         text = "".join(o["text"] for o in outputs if o.get("name") == "stdout")
-        return json.loads(text.partition("SEEN")[2].replace("'", '"') if "SEEN{" not in text else text.partition("SEEN")[2])
+        return json.loads(
+            text.partition("SEEN")[2].replace("'", '"') if "SEEN{" not in text else text.partition("SEEN")[2]
+        )
 
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory):
     folder = tmp_path_factory.mktemp("warm")
-    with warm_server(environment(folder), command="warm_step", log=str(folder / "server.log")) as env: yield Bench(folder, env)
+    with warm_server(environment(folder), command="warm_step", log=str(folder / "server.log")) as env:
+        yield Bench(folder, env)
 
 
 def marked(env: dict) -> list[psutil.Process]:
@@ -212,7 +218,9 @@ def test_nothing_leaks_into_the_next_step(bench, layer):
     bench.run(notebook(bench.folder / "change.ipynb", CHANGE), layer)
     after = bench.seen(look(layer), layer)
     assert {k: (before[k], after[k]) for k in before if before[k] != after[k]} == {}
-    modules = "import numpy as np, peace_nb.settings as s\nprint('SEEN' + str([int(hasattr(m, 'CHANGED')) for m in (np, s)]))"
+    modules = (
+        "import numpy as np, peace_nb.settings as s\nprint('SEEN' + str([int(hasattr(m, 'CHANGED')) for m in (np, s)]))"
+    )
     assert bench.seen(modules, layer) == [0, 0]
 
 
@@ -245,7 +253,9 @@ def test_shows_what_an_ordinary_kernel_shows(bench):
         executed = nbformat.read(bench.folder / "out.partial.ipynb", 4)
         cells = [c for c in executed.cells if c.cell_type == "code"]
         for c in cells: del c.metadata["papermill"], c.metadata["execution"]   # times
-        results[forked] = done.returncode, done.stderr.strip().splitlines()[-1], unnumbered(cells), executed.metadata.language_info
+        results[forked] = (
+            done.returncode, done.stderr.strip().splitlines()[-1], unnumbered(cells), executed.metadata.language_info
+        )
     assert "show.ipynb stopped in cell 9: ValueError: as it should" in results[True][1] and results[True][0] == 2
     assert results[True] == results[False]
     kinds = [o["output_type"] for c in results[True][2] for o in c["outputs"]]
@@ -260,7 +270,8 @@ def unnumbered(cells):
 
 @needs_fork
 def test_two_steps_at_once(bench):
-    meet = "from pathlib import Path\nimport time\nPath(r'{mine}').touch()\nend = time.time() + 60\nwhile not Path(r'{other}').exists(): assert time.time() < end"
+    meet = ("from pathlib import Path\nimport time\nPath(r'{mine}').touch()\nend = time.time() + "
+            "60\nwhile not Path(r'{other}').exists(): assert time.time() < end")
     a, b = bench.folder / "a", bench.folder / "b"
     running = []
     for mine, other in ((a, b), (b, a)):
@@ -285,13 +296,17 @@ big = (a @ a).sum().item(), float((np.ones((600, 600)) @ np.ones((600, 600))).su
 print("SEEN" + str([torch.get_num_threads(), int(big == (600.0 ** 3,) * 2), int('-m' in open('/proc/self/cmdline').read().split(chr(0)))]))
 """
     layers = {"light": (*SMALL["light"], "numpy", "torch")}
-    with warm_server(environment(tmp_path), threads=2, layers=layers, command="warm_step", log=str(tmp_path / "server.log")) as env:
+    with warm_server(
+        environment(tmp_path), threads=2, layers=layers, command="warm_step", log=str(tmp_path / "server.log")
+    ) as env:
         assert Bench(tmp_path, env).seen(product, threads=2) == [2, 1, 0]
 
 
 @needs_fork
 def test_peak_memory_is_recorded(bench):
-    nb = notebook(bench.folder / "memory.ipynb", "import numpy as np, time\nheld = np.ones(50_000_000)\ntime.sleep(1.5)")
+    nb = notebook(
+        bench.folder / "memory.ipynb", "import numpy as np, time\nheld = np.ones(50_000_000)\ntime.sleep(1.5)"
+    )
     assert int(bench.run(nb).stdout.split()[-1]) > 400
 
 
@@ -312,7 +327,13 @@ ThreadPoolExecutor(1).submit(lambda: (time.sleep(.3), Path(r'{made}').with_suffi
 @needs_fork
 def test_an_empty_step_costs_little(bench):
     nb = notebook(bench.folder / "empty.ipynb", "1")
-    server = psutil.Process(int(bench.seen("import os\nprint('SEEN' + str([int(open(f'/proc/{os.getppid()}/stat').read().rpartition(')')[2].split()[1])]))")[0]))
+    server = psutil.Process(
+        int(
+            bench.seen(
+                "import os\nprint('SEEN' + str([int(open(f'/proc/{os.getppid()}/stat').read().rpartition(')')[2].split()[1])]))"
+            )[0]
+        )
+    )
     def spent():
         t, mine = server.cpu_times(), os.times()
         return t.children_user + t.children_system + mine.children_user + mine.children_system
@@ -323,9 +344,13 @@ def test_an_empty_step_costs_little(bench):
 
 def test_client_imports_the_standard_library_alone():
     program = f"import sys; before = set(sys.modules); import {MODULE}; print(*sorted(set(sys.modules) - before))"
-    loaded = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    loaded = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
     foreign = {m.partition(".")[0] for m in loaded} - set(sys.stdlib_module_names) - {"peace_nb"}
-    assert foreign == set() and not any(m.startswith("peace_nb.") and m not in (MODULE, MODULE.rpartition(".")[0], "peace_nb") for m in loaded)
+    assert foreign == set() and not any(
+        m.startswith("peace_nb.") and m not in (MODULE, MODULE.rpartition(".")[0], "peace_nb") for m in loaded
+    )
     costs = []
     for _ in range(3):
         before = os.times()
@@ -336,10 +361,15 @@ def test_client_imports_the_standard_library_alone():
 
 
 def test_without_a_server_all_is_as_ever(tmp_path):
-    plain = subprocess.run([sys.executable, "-c", "from peace_nb.cli import main; main()", "--version"], cwd=ROOT, capture_output=True, text=True)
+    plain = subprocess.run(
+        [sys.executable, "-c", "from peace_nb.cli import main; main()", "--version"], cwd=ROOT, capture_output=True,
+        text=True
+    )
     for address in ("off", str(tmp_path / "nobody")):
         env = {**os.environ, ADDRESS: address}
-        done = subprocess.run([sys.executable, "-m", MODULE, "light", "--version"], env=env, cwd=ROOT, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-m", MODULE, "light", "--version"], env=env, cwd=ROOT, capture_output=True, text=True
+        )
         assert (done.returncode, done.stdout, done.stderr) == (0, plain.stdout, "")
 
 
@@ -383,10 +413,15 @@ def test_a_long_temporary_folder_is_no_trouble(tmp_path, monkeypatch, depth):
 
 @needs_fork
 def test_a_layer_that_must_not_be_forked_withdraws(tmp_path):
-    (tmp_path / "threaded.py").write_text("import threading, time\nthreading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n")
+    (tmp_path / "threaded.py").write_text(
+        "import threading, time\nthreading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
+    )
     log = tmp_path / "server.log"
     with warm_server(environment(tmp_path), layers={"light": ("threaded",)}, log=str(log)) as env:
-        done = subprocess.run([sys.executable, "-m", MODULE, "light", "--version"], env=env, cwd=ROOT, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            [sys.executable, "-m", MODULE, "light", "--version"], env=env, cwd=ROOT, capture_output=True, text=True,
+            timeout=60
+        )
         assert done.returncode == 0 and done.stdout.strip()
         assert wait_until(lambda: "a library has started a thread" in log.read_text(), 5)
 
@@ -419,11 +454,14 @@ class Launch:
             nb = notebook(folder / f"{layer}.ipynb", LONG.format(ready=ready))
             commands.append([sys.executable, "-m", MODULE, layer, str(nb), str(folder / f"{layer}.out.ipynb"), "1"])
         given = {"env": self.env, "layers": SMALL, "log": str(folder / "server.log"), "commands": commands}
-        self.process = subprocess.Popen([sys.executable, "-c", LAUNCH, json.dumps(given)], env=self.env, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", LAUNCH, json.dumps(given)], env=self.env, cwd=ROOT, stdout=subprocess.PIPE, text=True
+        )
         assert wait_until(lambda: all(r.exists() and r.read_text() for r in self.ready), 90)
 
     def clients(self): return [c for c in psutil.Process(self.process.pid).children() if MODULE in c.cmdline()]
-    def server(self): return next(c for c in psutil.Process(self.process.pid).children() if "serve()" in " ".join(c.cmdline()))
+    def server(self):
+        return next(c for c in psutil.Process(self.process.pid).children() if "serve()" in " ".join(c.cmdline()))
     def kernels(self): return [psutil.Process(int(r.read_text())) for r in self.ready]
     def gone(self, but=()) -> bool: return not [p for p in marked(self.env) if p.pid not in but]
 
@@ -451,7 +489,10 @@ def test_a_killed_server_takes_its_steps_along_and_is_reported(launch):
     launch.server().kill()
     assert wait_until(lambda: launch.gone(but=[launch.process.pid]), 1)
     said = launch.process.communicate(timeout=10)[0]
-    assert said.count("the warm process of this build ended while the step ran.") == 2 and said.count("\n1\n") + said.count(" 1\n") == 2
+    assert (
+        said.count("the warm process of this build ended while the step ran.") == 2
+        and said.count("\n1\n") + said.count(" 1\n") == 2
+    )
 
 
 @needs_fork
@@ -459,7 +500,8 @@ def test_a_killed_client_ends_its_step_alone(launch):
     first, second = launch.kernels()
     launch.clients()[0].kill()
     assert wait_until(lambda: not first.is_running() or first.status() == psutil.STATUS_ZOMBIE, 1)
-    assert wait_until(lambda: len(marked(launch.env)) == 7, 1)   # its client, step, kernel and the kernel's child are gone
+    # its client, step, kernel and the kernel's child are gone
+    assert wait_until(lambda: len(marked(launch.env)) == 7, 1)
     assert second.is_running()
 
 
@@ -485,13 +527,22 @@ def test_after_the_server_is_gone_steps_start_the_ordinary_way(tmp_path):
         server = next(p for p in marked(env) if env[ADDRESS] in " ".join(p.cmdline()))
         server.kill()
         server.wait()
-        done = subprocess.run([sys.executable, "-m", MODULE, "light", "--version"], env=env, cwd=ROOT, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            [sys.executable, "-m", MODULE, "light", "--version"], env=env, cwd=ROOT, capture_output=True, text=True,
+            timeout=60
+        )
     assert (done.returncode, done.stderr) == (0, "") and done.stdout.strip()
 
 
 @needs_fork
 def test_a_step_that_does_not_end_is_killed():
-    child = subprocess.Popen([sys.executable, "-c", "import signal, time; signal.signal(15, signal.SIG_IGN); print(1, flush=True); time.sleep(60)"], stdout=subprocess.PIPE)
+    child = subprocess.Popen(
+        [
+            sys.executable, "-c",
+            "import signal, time; signal.signal(15, signal.SIG_IGN); print(1, flush=True); time.sleep(60)"
+        ],
+        stdout=subprocess.PIPE,
+    )
     child.stdout.readline()
     jobs = Jobs()
     jobs.end(child.pid)
@@ -527,7 +578,9 @@ def test_progress_of_two_cores_on_a_slower_machine():
 
 def test_progress_counts_steps_that_were_done_before():
     import io
-    progress = warm.BuildProgress(["a", "b", "c"], {"a": 10.0, "b": 20.0, "c": 30.0}, done=("a", "b"), out=io.StringIO(), clock=lambda: 0.0)
+    progress = warm.BuildProgress(
+        ["a", "b", "c"], {"a": 10.0, "b": 20.0, "c": 30.0}, done=("a", "b"), out=io.StringIO(), clock=lambda: 0.0
+    )
     assert progress.line() == "2 of 3 steps; about 30 s left"
     warm.show(progress, "12:00:00  b ...")   # it is made again
     assert progress.line() == "1 of 3 steps; about 30 s left; now b"

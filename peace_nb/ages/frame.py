@@ -112,7 +112,9 @@ def pace_beats(
     out, n = np.array(signals, np.float32), signals.shape[-1]
     for i in np.flatnonzero(np.abs(np.asarray(pace) - 1) > 1e-6):
         peaks = r_peaks(signals[i], fs)
-        if len(peaks) < 3: out[i] = stretch(signals[i:i + 1], np.asarray(pace)[i:i + 1])[0]; continue
+        if len(peaks) < 3:
+            out[i] = stretch(signals[i : i + 1], np.asarray(pace)[i : i + 1])[0]
+            continue
         at = time_map(peaks, n, float(pace[i]), float(min(beat[i], pace[i])), fs)
         for lead in range(out.shape[1]):
             out[i, lead] = map_coordinates(signals[i, lead].astype(np.float64), at[None], order=3, mode="nearest")
@@ -171,7 +173,7 @@ def voltage_factor(
     gamma: float,  # 0: unchanged; 1: the child's normal sum becomes the adult's
 ) -> np.ndarray:  # (B,)
     "(adult sum of R and S in V1 and V6 / sum at that age)^gamma."
-    total = lambda age: sum(curve(VOLTAGES, c, age) for c in ("r_v1", "s_v1", "r_v6", "s_v6"))
+    def total(age): return sum(curve(VOLTAGES, c, age) for c in ("r_v1", "s_v1", "r_v6", "s_v6"))
     return (total(ADULT_YEARS) / total(age_years)) ** gamma
 
 # %% ../../nbs/ages/03_adult_frame.ipynb #bb837ca3

@@ -130,7 +130,7 @@ def _load_ptb(root: Path):
     "PTB Diagnostic ECG Database: (table, labels, coverage)."
     src = scan_headers(root)
     notes = [parse_header_comments(root / f"{p}.hea") for p in src["path"]]
-    said = lambda key: pd.Series([n.get(key, "") for n in notes], dtype=object)
+    def said(key): return pd.Series([n.get(key, "") for n in notes], dtype=object)
     fs, n = (pd.to_numeric(src[c], errors="coerce") for c in ("sampling_rate", "n_samples"))
     reason, folder = said("Reason for admission"), src["path"].str.extract(r"(patient\d+)/[^/]+$")[0]
     table = pd.DataFrame(
@@ -152,7 +152,7 @@ def _statements(codes: pd.Series, root: Path) -> list: # of str
     if not (root / "code.csv").is_file(): return list(codes)
     try: book = _sph_source.load_code_table(root)["description"]
     except ValueError as e: raise PeaceError(f"{root / 'code.csv'} cannot be read as the code book: {e}") from e
-    spell = lambda s: ", ".join(book.get(c.strip(), c.strip()) for c in s.split("+") if c.strip())
+    def spell(s): return ", ".join(book.get(c.strip(), c.strip()) for c in s.split("+") if c.strip())
     return ["; ".join(spell(s) for s in str(c).split(";") if s.strip()) for c in codes]
 
 def _load_sph(root: Path):
@@ -187,7 +187,8 @@ def _diagnostics(root: Path) -> pd.DataFrame: # every cell a string
         table = pd.read_excel(root / "Diagnostics.xlsx", **plain)
     except ImportError as e:
         raise PeaceError(
-            f"reading {root / 'Diagnostics.xlsx'} needs the package openpyxl, which is not installed (pip install openpyxl); or save the table as Diagnostics.csv"
+            f"reading {root / 'Diagnostics.xlsx'} needs the package openpyxl, which is not installed "
+            f"(pip install openpyxl); or save the table as Diagnostics.csv"
         ) from e
     except Exception as e:  # a file that is no archive, or no workbook, fails in as many ways as there are readers
         raise PeaceError(
@@ -203,7 +204,7 @@ def _load_chapman(root: Path):
     src = src.set_axis(src["FileName"].str.strip().str.removesuffix(".csv"))
     codes = src["Rhythm"] + " " + src["Beat"]
     folder = "ECGData/" if (root / "ECGData").is_dir() or not any(root.glob("MUSE_*.csv")) else ""
-    spell = lambda v: "; ".join(CHAPMAN["description"].get(t.upper(), t) for t in v.split() if t.upper() != "NONE")
+    def spell(v): return "; ".join(CHAPMAN["description"].get(t.upper(), t) for t in v.split() if t.upper() != "NONE")
     table = pd.DataFrame(
         {
             "patient_id": None, "age_days": pd.to_numeric(src["PatientAge"], errors="coerce") * YEAR,

@@ -92,7 +92,9 @@ def _fingerprint(c: Cohort, most: int = 20_000) -> str:
     "Content hash of a cohort; the same wherever the folder lies."
     h = hashlib.sha256(c.name.encode() + frame_bytes(c.table) + frame_bytes(c.labels))
     for path in dict.fromkeys(c.table["path"].iloc[:: max(1, -(-len(c.table) // most))]):
-        if Path(path).suffix.lower() in READERS: h.update(_edges(c.root / path)); continue
+        if Path(path).suffix.lower() in READERS:
+            h.update(_edges(c.root / path))
+            continue
         hea, dat, *more = (c.root / f"{path}{e}" for e in (".hea", ".dat", ".mat", ".xyz"))
         h.update(hea.read_bytes() if hea.is_file() else b"missing")
         h.update(str(dat.stat().st_size if dat.is_file() else -1).encode())

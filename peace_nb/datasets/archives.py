@@ -30,8 +30,8 @@ def split_zip(
     data = Path(source).read_bytes()
     end = list(_END.unpack(data[data.rindex(b"PK\5\6"):][:_END.size]))
     begin = end[6]
-    where = lambda offset: divmod(offset + len(_MARK), part_bytes)
-    table, at, starts = bytearray(data[begin:begin + end[5]]), 0, []
+    def where(offset): return divmod(offset + len(_MARK), part_bytes)
+    table, at = bytearray(data[begin:begin + end[5]]), 0
     while at < len(table):
         line = list(_ENTRY.unpack_from(table, at))
         line[_DISK], line[_OFFSET] = where(line[_OFFSET])
@@ -123,7 +123,7 @@ def _new_table(table: bytes, starts: list, at: int) -> bytes:
     end64 = _END64.pack(b"PK\6\6", 44, 45, 45, 0, 0, count, count, len(out), at) + _FIND64.pack(
         b"PK\6\7", 0, at + len(out), 1
     )
-    capped = lambda n, most: most if n >= most else n
+    def capped(n, most): return most if n >= most else n
     small = _END.pack(
         b"PK\5\6", 0, 0, capped(count, 0xFFFF), capped(count, 0xFFFF), capped(len(out), 0xFFFFFFFF),
         capped(at, 0xFFFFFFFF), 0

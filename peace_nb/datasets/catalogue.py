@@ -85,12 +85,10 @@ def safe_path(
 ) -> str: # relative, with / between folders
     "A name that cannot leave the folder it is put under. Raises `PeaceError`."
     clean = name.replace("\\", "/").removeprefix("./")
-    bad = lambda p: (
-        p in ("", ".", "..")
+    def bad(p): return (p in ("", ".", "..")
         or p != p.rstrip(". ")
         or re.search(r"[\x00-\x1f:*?\"<>|]", p)
-        or p.split(".")[0].lower() in _RESERVED
-    )
+        or p.split(".")[0].lower() in _RESERVED)
     if any(bad(p) for p in clean.split("/")):
         raise PeaceError(f"{where} names {name!r}, which is no plain path inside its folder; nothing was written")
     return clean
@@ -230,9 +228,8 @@ def copy_root(
         folder, *([folder / "physionet.org" / "files" / slug, folder / "files" / slug, folder / slug] if slug else [])
     ]
     if folder.is_dir(): below += sorted(p for p in folder.iterdir() if p.is_dir())[:50]
-    holds = lambda p: (
-        all((p / m).is_file() for m in marks) or (bool(d.tables) and all((p / t).is_file() for t in d.tables))
-    )
+    def holds(p):
+        return all((p / m).is_file() for m in marks) or (bool(d.tables) and all((p / t).is_file() for t in d.tables))
     return next((p for p in below if holds(p)), folder)
 
 # %% ../../nbs/datasets/01_catalogue.ipynb #213ef6ea

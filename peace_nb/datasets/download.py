@@ -40,7 +40,9 @@ class Policy:
 
 class _Again(Exception):
     "Worth another try, perhaps after `pause` seconds."
-    def __init__(self, said, pause=0): super().__init__(said); self.pause = pause
+    def __init__(self, said, pause=0):
+        super().__init__(said)
+        self.pause = pause
 
 class _Refused(Exception): "This address will not give the file."
 class _Stopped(Exception): "Another file has met a fault that ends the whole download."
@@ -145,7 +147,9 @@ def _stream(e: Expected, url: str, part: Path, policy: Policy, stop: threading.E
                     sync=False
                 )
         with open(part, "ab" if begin else "wb", buffering=0) as f:
-            for block in _blocks(r, url, policy, stop): _write(f, block, part); count(len(block))
+            for block in _blocks(r, url, policy, stop):
+                _write(f, block, part)
+                count(len(block))
             arrived = f.tell()
     if length is not None and arrived != begin + length:
         raise _Again(f"the connection to {url} was cut after {arrived:,} of {begin + length:,} bytes")
@@ -158,14 +162,18 @@ def _transfer(e: Expected, urls, part: Path, policy: Policy, stop: threading.Eve
         failures = 0
         while failures < policy.tries:
             before = part.stat().st_size if part.is_file() else 0
-            try: return _stream(e, url, part, policy, stop, count)
-            except _Refused as error: said = str(error); break
+            try:
+                return _stream(e, url, part, policy, stop, count)
+            except _Refused as error:
+                said = str(error)
+                break
             except _Again as error:
                 said = str(error)
                 moved = part.is_file() and part.stat().st_size - before >= 1 << 16
                 failures = 1 if moved else failures + 1
                 pause = max(error.pause, min(policy.pause * 2 ** (failures - 1), policy.longest_pause))
-                if failures < policy.tries and stop.wait(pause): raise _Stopped() from None
+                if failures < policy.tries and stop.wait(pause):
+                    raise _Stopped() from None
     raise PeaceError(f"{e.path} cannot be fetched: {said}")
 
 # %% ../../nbs/datasets/03_downloads.ipynb #372ac8e4
@@ -194,7 +202,9 @@ def fetch_file(
         for urls in (e.urls, e.urls[1:] + e.urls[:1]):
             _transfer(e, urls, part, policy, stop, count)
             got = digest_of(part, e.algorithm) if e.digest else ""
-            if got == e.digest and e.size in (None, part.stat().st_size): _settle(part, target); return "fetched"
+            if got == e.digest and e.size in (None, part.stat().st_size):
+                _settle(part, target)
+                return "fetched"
             count(-part.stat().st_size)
             os.replace(part, wrong)
             _note(part).unlink(missing_ok=True)
@@ -213,7 +223,7 @@ class Fetched:
 
 def _worker(todo, lock, root, policy, stop, bar, result: Fetched, row: list):
     "Take files until there are none. `row` counts failures in a row."
-    count = lambda n: bar.update(n)
+    def count(n): return bar.update(n)
     while not stop.is_set():
         with lock: e = next(todo, None)
         if e is None: return
@@ -283,7 +293,8 @@ def terms_of(d) -> str:
     "What a user should know before fetching a data set."
     papers = f"\n  please cite  {d.facts.paper_title}, {d.facts.paper_doi}" if d.facts.paper_doi else ""
     size = f"{d.bytes / 1e9:,.2f} GB ({d.bytes_from})" if d.bytes else d.bytes_from
-    return f"{d.name} {d.version}: {d.what}\n  licence      {d.licence}\n  it asks      {d.terms}\n  its text     {d.licence_at}\n  page         {d.page}\n  size         {size}{papers}"
+    return (f"{d.name} {d.version}: {d.what}\n  licence      {d.licence}\n  it asks      {d.terms}\n  "
+            f"its text     {d.licence_at}\n  page         {d.page}\n  size         {size}{papers}")
 
 def acknowledge(
     d, # DataSet
@@ -313,7 +324,7 @@ def acknowledge(
 def _plan(d, root: Path, policy: Policy, source: str | None, progress: bool) -> list: # of Expected
     "What has to be there, with addresses. Fetches the list of checksums where it is not there yet."
     sources = [source.rstrip("/") + "/"] if source else list(d.sources)
-    at = lambda path: tuple(s + quote(path) for s in sources)
+    def at(path): return tuple(s + quote(path) for s in sources)
     if not d.sums:
         return [
             Expected(f["path"], f["md5"], "md5", f["bytes"], at(f["path"]) if source else (f["at"],)) for f in d.files
@@ -322,8 +333,11 @@ def _plan(d, root: Path, policy: Policy, source: str | None, progress: bool) -> 
         fetch_files(
             [Expected(d.sums, urls=at(d.sums) if source else (d.sums_at, *at(d.sums)))], root, policy, progress=False
         )
-    try: plan = [Expected(p, s, urls=at(p)) for p, s in read_sums(root / d.sums)]
-    except PeaceError: os.replace(root / d.sums, root / f"{d.sums}.wrong"); raise
+    try:
+        plan = [Expected(p, s, urls=at(p)) for p, s in read_sums(root / d.sums)]
+    except PeaceError:
+        os.replace(root / d.sums, root / f"{d.sums}.wrong")
+        raise
     lost = set(d.tables) - {e.path for e in plan}
     if lost or not plan:
         raise PeaceError(
@@ -445,7 +459,9 @@ def bring(
         raise PeaceError(f"{to} holds no copy of {d.name} yet ({d.sums} is not there)")
     total = sum(1 for _ in read_sums(root / d.sums))
     found = verify_files(root, expected_files(d, root), jobs, total, progress)
-    if found.ok: say(f"{d.name} in {root}: {found}"); return Fetched(kept=found.total)
+    if found.ok:
+        say(f"{d.name} in {root}: {found}")
+        return Fetched(kept=found.total)
     for kind in ("missing", "wrong"):
         paths = getattr(found, kind)
         if paths:

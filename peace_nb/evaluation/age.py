@@ -164,7 +164,9 @@ def error_by_age(
     healthy: str|None="NORM",    # false positives among records with this label only; None: among all without the finding
     **kw,                        # for `local_rate`
 ) -> pd.DataFrame:               # label, kind ("false positive", "sensitivity"), what `local_rate` gives, records
-    "False-positive rate and sensitivity of fixed thresholds against age, averaged over seeds. Raises `PeaceError` for seeds of other records, unknown labels, or a seed without thresholds"
+    ("False-positive rate and sensitivity of fixed thresholds against age, averaged over "
+     "seeds. Raises `PeaceError` for seeds of other records, unknown labels, or a seed without "
+     "thresholds")
     seeds = as_seeds(predictions)
     cuts = thresholds if isinstance(thresholds, dict) else dict.fromkeys(seeds, thresholds)
     panels = {k: panel(t) for k, t in seeds.items()}

@@ -83,8 +83,8 @@ def window_spans(
     window: str,  # a key of `WINDOWS`
 ) -> list:  # of (start, end) in seconds
     "Every place in a record where a window lies. Raises `PeaceError` for an unknown window."
-    of = lambda *names: [(r.start, r.end) for r in waves.itertuples() if r.wave in names]
-    after = lambda t, spans, within: next(((a, b) for a, b in spans if 0 <= a - t < within), None)
+    def of(*names): return [(r.start, r.end) for r in waves.itertuples() if r.wave in names]
+    def after(t, spans, within): return next(((a, b) for a, b in spans if 0 <= a - t < within), None)
     qrs, beats = of("QRS"), of("QRS", "V")
     if window in ("QRS", "T", "V"): return of(window)
     if window == "P": return of("P", "PX")
@@ -171,7 +171,7 @@ def features_and_gradients(
         with torch.enable_grad():
             (gradient,) = torch.autograd.grad(net.predict(signals, mask, *_age(net, age_years))[:, k].sum(), caught[0])
     finally: hook.remove()
-    as_map = lambda x: x.detach().squeeze(2) if x.ndim == 4 else x.detach().transpose(1, 2)
+    def as_map(x): return x.detach().squeeze(2) if x.ndim == 4 else x.detach().transpose(1, 2)
     return as_map(caught[0]), as_map(gradient)
 
 # %% ../../nbs/evaluation/06_explain.ipynb #115cfad0
@@ -232,7 +232,7 @@ def attributions(
     methods: tuple = ATTRIBUTIONS,  # which maps
     steps: int = 16,  # of the integration
     layer: nn.Module | None = None,  # for Grad-CAM++; the encoder's last block when None
-    age_years: torch.Tensor | None = None,  # (B,) NaN where unknown, for a method that reads the age: the score that is explained is the one it gives at this age
+    age_years: torch.Tensor | None = None,  # (B,) NaN where unknown, for a method that reads the age: its score at this age is explained
 ) -> dict:  # method → (B, 1 or 12, T), not negative, each record sums to 1
     "Several attribution maps of one label. Raises `PeaceError` for an unknown method or label, a method without a network, or signals that hold NaN."
     unknown = [m for m in methods if m not in ATTRIBUTIONS]
@@ -445,7 +445,9 @@ def draw_attribution(
     start: float = 0.5,  # second at which the twelve leads begin
     rhythm: str = "II",  # lead above the strips; where it was not recorded, the first that was
 ):
-    "Twelve leads in two rows on ECG paper, the same 1.6 seconds of each with the first map shaded; below, a rhythm lead over the whole record, on which these seconds are marked, and a strip a map."
+    ("Twelve leads in two rows on ECG paper, the same 1.6 seconds of each with the first map "
+     "shaded; below, a rhythm lead over the whole record, on which these seconds are marked, "
+     "and a strip a map.")
     here, x = np.ones(12, bool) if mask is None else np.asarray(mask) > 0, np.asarray(signal, float)
     if not here[LEADS.index(rhythm)]: rhythm = next((l for l, h in zip(LEADS, here) if h), rhythm)
     gain = 1.0 if (np.abs(x) > 1.5).mean(-1).max() < 0.004 else 0.5

@@ -36,7 +36,7 @@ def panel(
     if not len(pred): raise PeaceError("the predictions are empty.")
     row, records = pd.factorize(pred["record_id"])
     col, labels = pd.factorize(pred["label"])
-    name = lambda at: f"record {records[row[at]]!r}, label {labels[col[at]]!r}"
+    def name(at): return f"record {records[row[at]]!r}, label {labels[col[at]]!r}"
     score, truth = np.full((2, len(records), len(labels)), np.nan)
     given, value, y = np.zeros(score.shape, int), pred["score"].to_numpy(float), pred["truth"].to_numpy(float)
     np.add.at(given, (row, col), 1)
@@ -112,7 +112,7 @@ def patient_weights(
 # %% ../../nbs/evaluation/01_metrics.ipynb #eff9aec5
 def mass_auprc(pos, neg) -> np.ndarray:  # (R,)
     "Average precision from `class_mass`; NaN where the positives have no weight"
-    down = lambda x: np.cumsum(x[::-1], axis=0)
+    def down(x): return np.cumsum(x[::-1], axis=0)
     tp, fp = down(pos), down(neg)[1::2]       # found when the threshold falls to each positive score, ties included
     if not len(pos): return np.full(pos.shape[1], np.nan)
     with np.errstate(invalid="ignore"): return np.einsum("mr,mr->r", pos[::-1], tp / (tp + fp)) / tp[-1]
@@ -257,7 +257,9 @@ def combine_seeds(
     seed: int=0,                # of the resamples
     min_pos: int=1,
 ) -> pd.DataFrame:              # as `summarise`, with `sd` (of AUROC between seeds) and `seeds`
-    "Mean over seeds; the interval resamples patients jointly in all seeds, `sd` is the spread between seeds. Raises `PeaceError` for no predictions, other labels in a seed, or another number of thresholds"
+    ("Mean over seeds; the interval resamples patients jointly in all seeds, `sd` is the "
+     "spread between seeds. Raises `PeaceError` for no predictions, other labels in a seed, or "
+     "another number of thresholds")
     panels = [panel(pred) for pred in preds]
     if not panels: raise PeaceError("no seed has predictions, so there is nothing to combine.")
     if len({q.labels for q in panels}) > 1: raise PeaceError("the seeds' predictions are of different labels.")

@@ -16,7 +16,9 @@ def pooled_training(
     pairs,  # pairs of cells whose differences are taken to scatter alike from training to training
     independent: int,  # differences among them that do not follow from others: M - 1 for all pairs of M trainings, M for one difference of each
 ) -> tuple|None:  # variance of a difference between trainings, its degrees of freedom; None where no pair has two seeds
-    "Mean variance, over pairs, of the difference between seeds. Over all pairs of M methods with S seeds it is twice the residual variance of the layout method x seed, with (S-1)(M-1) degrees of freedom"
+    ("Mean variance, over pairs, of the difference between seeds. Over all pairs of M methods "
+     "with S seeds it is twice the residual variance of the layout method x seed, with "
+     "(S-1)(M-1) degrees of freedom")
     spread = [
         (len(seeds), draws[:, 0].var(ddof=1)) for a, b in pairs for seeds, draws, _ in [paired(a, b)] if len(seeds) > 1
     ]
@@ -101,7 +103,7 @@ def training_scatter(
     if not (a.trained or b.trained): return 0.0, np.inf
     like = [c for c in cells.values() if c.identity == a.identity and c.trained and len(c.seeds) > 1]
     first, second = (_distinct([c for c in like if c.setting == st]) for st in (x[1], y[1]))
-    count = lambda those: len({family[c.method] for c in those})
+    def count(those): return len({family[c.method] for c in those})
     if family[x[0]] != family[y[0]]:
         found = pooled_training(
             [(c, d) for c in first for d in second if family[c.method] != family[d.method]], count(first + second) - 1

@@ -23,7 +23,8 @@ def delong_parts(
     truth: np.ndarray,  # (n,) 0/1, both classes
     score: np.ndarray,  # (n,)
 ) -> tuple[float, np.ndarray]:  # AUROC; (n,) share of each record in its error
-    "AUROC and its DeLong components by midranks (Sun and Xu 2014); the sum of products of two sets of components is their covariance. Raises `PeaceError` where a class is missing"
+    ("AUROC and its DeLong components by midranks (Sun and Xu 2014); the sum of products of "
+     "two sets of components is their covariance. Raises `PeaceError` where a class is missing")
     yes = np.asarray(truth) == 1
     m, n = int(yes.sum()), int((~yes).sum())
     if not m or not n: raise PeaceError("DeLong's test needs records of both classes.")

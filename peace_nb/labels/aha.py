@@ -85,7 +85,8 @@ def _in_doubt(token: str, vocabulary: str) -> bool:
     return any(m.lower().removeprefix("modifier") in _DOUBTS for m in _modifiers(token, vocabulary))
 
 # %% ../../nbs/labels/03_aha.ipynb #30b83f67
-_SPH_WRITES = "1 21 22 23 30 31 36 37 50 51 54 60 80 81 82 83 84 85 86 87 88 101 102 104 105 106 108 120 121 125 140 142 143 145 146 147 148 152 153 155 160 161 165 166".split()
+_SPH_WRITES = ("1 21 22 23 30 31 36 37 50 51 54 60 80 81 82 83 84 85 86 87 88 101 102 104 105 106 108 "
+               "120 121 125 140 142 143 145 146 147 148 152 153 155 160 161 165 166").split()
 
 def labels_from_aha(
     findings: pd.Series, # packed strings such as "'C21';'L145+Modifier362'"; NaN or empty: not annotated

@@ -177,7 +177,7 @@ def score_statements(
         }
     t = pd.DataFrame(rows).T
     t.loc["all"] = t.sum()
-    ratio = lambda a, b: (a / b.where(b > 0)).astype(float)
+    def ratio(a, b): return (a / b.where(b > 0)).astype(float)
     return t.assign(
         precision=ratio(t["tp"], t["tp"] + t["fp"]), recall=ratio(t["tp"], t["tp"] + t["fn"]),
         unknown_right=ratio(t["open_read"], t["open"])

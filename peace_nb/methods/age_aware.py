@@ -135,7 +135,7 @@ class BandComposer(KnowledgeComposer):
 
     def describe(self, labels: torch.Tensor, band: int) -> torch.Tensor:
         "Axis tokens (B, A, d) of records that share a band, from their labels (B, K)."
-        descriptors = lambda project: torch.einsum("kae,aed->kad", self.bands[:, band], project)
+        def descriptors(project): return torch.einsum("kae,aed->kad", self.bands[:, band], project)
         tokens = torch.einsum("bk,kad->bad", label_share(labels), descriptors(self.project))
         if self.deny is not None:
             tokens = tokens + torch.einsum("bk,kad->bad", label_share(1 - labels), descriptors(self.deny))

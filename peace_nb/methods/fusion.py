@@ -65,7 +65,7 @@ class Fusion(LinearHead):
         labels = batch["labels"]
         kept = self.with_text(labels)
         logits = self.fused(self.encoder(batch["signals"], batch.get("mask")), labels, kept)
-        part = lambda rows: masked_bce(logits.detach(), labels.where(rows[:, None], torch.nan))
+        def part(rows): return masked_bce(logits.detach(), labels.where(rows[:, None], torch.nan))
         total = masked_bce(logits, labels)
         return dict(total=total, cls=total.detach(), ecg=part(~kept), fused=part(kept))
 

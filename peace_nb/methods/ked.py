@@ -53,7 +53,8 @@ class KED(nn.Module):
     ):
         super().__init__()
         if descriptions is None: raise PeaceError("KED asks with descriptions: it needs their embeddings.")
-        if len(descriptions) != len(labels): raise PeaceError(f"There are descriptions for {len(descriptions)} labels, but the model has {len(labels)}.")
+        if len(descriptions) != len(labels):
+            raise PeaceError(f"There are descriptions for {len(descriptions)} labels, but the model has {len(labels)}.")
         self.encoder, self.labels, self.tau, self.reports = encoder, tuple(labels), tau, reports
         self.register_buffer("descriptions", descriptions.detach().clone().float())
         self.write = text_mlp(descriptions.shape[-1], d)
@@ -135,10 +136,12 @@ def ask(
     descriptions: torch.Tensor,  # (K', A, dim) embeddings of their texts; the first of each is the question
 ) -> KED:
     "A copy that scores these labels, by their texts. Raises `PeaceError` for another number of texts."
-    if len(descriptions) != len(labels): raise PeaceError(f"There are descriptions for {len(descriptions)} labels, but {len(labels)} are asked.")
+    if len(descriptions) != len(labels):
+        raise PeaceError(f"There are descriptions for {len(descriptions)} labels, but {len(labels)} are asked.")
     new = copy.deepcopy(self)
     new.descriptions, new.labels = descriptions.detach().clone().float(), tuple(labels)
-    if hasattr(new, "config"): new.config = self.config | {"labels": list(labels), "embedding_shape": list(descriptions.shape[1:])}
+    if hasattr(new, "config"):
+        new.config = self.config | {"labels": list(labels), "embedding_shape": list(descriptions.shape[1:])}
     return new
 
 @patch

@@ -335,7 +335,7 @@ def _heights_row(w: dict, v: np.ndarray, d: dict) -> dict:
     "What the heights of the leads say; `w` is NaN in leads that were not recorded."
     R, S, T = w["R"], np.maximum(w["S"], w["Q"]), w["T"]
     size, left, qrs = np.maximum(R + S, .05), V6 if R[V6] == R[V6] else V5, max(d["q_off"] - d["q_on"], 5) * MS / 1000
-    greatest = lambda a: np.nanmax(a) if np.isfinite(a).any() else np.nan
+    def greatest(a): return np.nanmax(a) if np.isfinite(a).any() else np.nan
     q = np.where((R < .07) & (S > .25), 2, np.minimum(w["q_ms"] / 30, w["Q"] / np.maximum(.2 * R, .08)))
     fast = v[d["q_on"]: d["q_off"] + 1]
     return dict(

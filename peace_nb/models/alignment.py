@@ -46,7 +46,7 @@ def forward(
     labels: torch.Tensor,  # (B, K) of 0, 1 and NaN
 ) -> tuple:  # axis tokens (B, A, d), fused unit vectors (B, d_align)
     "Compose the descriptors of each record's positive labels."
-    descriptors = lambda project: torch.einsum("kae,aed->kad", self.embeddings, project)
+    def descriptors(project): return torch.einsum("kae,aed->kad", self.embeddings, project)
     tokens = torch.einsum("bk,kad->bad", label_share(labels), descriptors(self.project))
     if self.deny is not None:
         tokens = tokens + torch.einsum("bk,kad->bad", label_share(1 - labels), descriptors(self.deny))

@@ -176,7 +176,9 @@ def vit_layer(d: int, heads: int) -> nn.TransformerEncoderLayer:
 def glorot(module: nn.Module):
     "Start all linear maps by Glorot's rule, biases at zero, as ST-MEM does (attention's first map does so by itself)."
     for m in module.modules():
-        if isinstance(m, nn.Linear): nn.init.xavier_uniform_(m.weight); nn.init.zeros_(m.bias)
+        if isinstance(m, nn.Linear):
+            nn.init.xavier_uniform_(m.weight)
+            nn.init.zeros_(m.bias)
 
 # %% ../../nbs/models/03_published_encoders.ipynb #63041a8f
 @patch
@@ -261,7 +263,9 @@ def start(self: Wav2Vec2CMSC):
     place.weight = nn.init.normal_(torch.empty_like(place.weight), std=2 / math.sqrt(place.kernel_size[0] * self.d))
     nn.init.zeros_(place.bias)
     for m in self.transformer.layers.modules():
-        if isinstance(m, nn.Linear): nn.init.normal_(m.weight, std=0.02); nn.init.zeros_(m.bias)
+        if isinstance(m, nn.Linear):
+            nn.init.normal_(m.weight, std=0.02)
+            nn.init.zeros_(m.bias)
 
 @register_encoder("wav2vec2-cmsc")
 def wav2vec2_cmsc(width=1.0, norm="batch", zero_init=True, depth=8) -> Wav2Vec2CMSC:

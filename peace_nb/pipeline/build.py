@@ -26,21 +26,29 @@ def run_step(step: str, profile: str, **params) -> dict:
     build = build_dir(profile, row.study)
     kept = vars(stage_settings(step, profile, params.get("method")))
     print(f"{datetime.now():%H:%M:%S}  {name} ...", flush=True)
-    entry = run_notebook(where(row), build / "notebooks" / f"{name}.ipynb", {"profile": profile, **params}, threads=load_profile(profile).threads,
-                         record=build / "provenance" / f"{name}.json", notes={"step": name, "profile": profile, "data": data_kind(load_profile(profile)), "settings": kept})
+    entry = run_notebook(
+        where(row), build / "notebooks" / f"{name}.ipynb", {"profile": profile, **params},
+        threads=load_profile(profile).threads, record=build / "provenance" / f"{name}.json",
+        notes={"step": name, "profile": profile, "data": data_kind(load_profile(profile)), "settings": kept}
+    )
     print(f"{datetime.now():%H:%M:%S}  {name}: {entry['seconds']:.0f} s, {entry['peak_memory_mb']} MB", flush=True)
     return entry
 
 def command(job: Job, profile: str) -> str:
     "The command line that runs a job: in a copy of a process that has imported what it needs, where there is one."
     given = [f"{k}={v}" for k, v in job.given.items()]
-    return " ".join(["python -m peace_nb.pipeline.warm", job.step.kernel, "run-step", job.step.name, "--profile", profile, *given])
+    return " ".join(
+        ["python -m peace_nb.pipeline.warm", job.step.kernel, "run-step", job.step.name, "--profile", profile, *given]
+    )
 
 # %% ../../nbs/pipeline/05_build.ipynb #96c3c01e
 def _snakemake(profile:str, cores:int, targets, study=None, extra=()) -> list[str]:
     "The command line that builds `targets` (every study, or one, where empty)."
-    return [sys.executable, "-m", "snakemake", "--snakefile", str(project_root() / "paper" / "Snakefile"), "--directory", str(build_dir(profile, None)),
-            "--cores", str(cores), "--config", f"profile={profile}", f"study={study or ''}", "--rerun-incomplete", "--nolock", "--quiet", "host", "progress", "reason", "rules", *extra, "--", *targets]
+    return [
+        sys.executable, "-m", "snakemake", "--snakefile", str(project_root() / "paper" / "Snakefile"), "--directory",
+        str(build_dir(profile, None)), "--cores", str(cores), "--config", f"profile={profile}", f"study={study or ''}",
+        "--rerun-incomplete", "--nolock", "--quiet", "host", "progress", "reason", "rules", *extra, "--", *targets
+    ]
 
 # %% ../../nbs/pipeline/05_build.ipynb #bea4b437
 FIXED_SHARE = 0.25   # of a profile's time, that does not depend on its methods
@@ -57,12 +65,17 @@ def expected_time(profile:str) -> str:
 # %% ../../nbs/pipeline/05_build.ipynb #8db23269
 def _why(log:Path, what:str) -> str:
     "The sentences of the steps that failed, out of all that Snakemake had to say; or where to read on."
-    said = [line.removeprefix("peace-nb: ") for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.startswith("peace-nb: ")]
+    said = [
+        line.removeprefix("peace-nb: ")
+        for line in log.read_text(encoding="utf-8", errors="replace").splitlines()
+        if line.startswith("peace-nb: ")
+    ]
     return f"{what}: {' '.join(said) or f'no step failed, and {log} says why.'} Run the same command again to continue from there."
 
 def _run_graph(cmd: list, env: dict, log: Path, threads: int, cores: int, names: list, profile: str, study: str) -> int:
     "Run the graph with a warm process beside it, and say how far it is; returns its exit code."
-    done = tuple(name for name in names if (log.parent / study / "provenance" / f"{name}.json").exists())   # of which the graph may run some again
+    # of which the graph may run some again
+    done = tuple(name for name in names if (log.parent / study / "provenance" / f"{name}.json").exists())
     progress = BuildProgress(names, _durations(profile, study), cores, done)
     with warm_server(env, threads, log=str(log.with_name("warm.log"))) as env, open(log, "w", encoding="utf-8") as told:
         with subprocess.Popen(cmd, env=env, stdout=subprocess.PIPE, text=True, stderr=told) as graph:
@@ -93,29 +106,49 @@ def build_paper(
     build.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(build / ".lock", timeout=0):
-            if not targets: print(f"Profile {profile}: {expected_time(profile)} from nothing on the machine it is meant for; finished steps are kept.", flush=True)
+            if not targets:
+                print(
+                    f"Profile {profile}: {expected_time(profile)} from nothing on the machine it is meant for; finished steps are kept.",
+                    flush=True
+                )
             # the steps call `peace-nb`, which stands beside this interpreter
-            env = {**os.environ, LAUNCHER: f"{os.getpid()}:{psutil.Process().create_time()}", "PYTHONWARNINGS": with_warnings(os.environ.get("PYTHONWARNINGS", "")),
-                   "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])}
+            env = {
+                **os.environ, LAUNCHER: f"{os.getpid()}:{psutil.Process().create_time()}",
+                "PYTHONWARNINGS": with_warnings(os.environ.get("PYTHONWARNINGS", "")),
+                "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+            }
             log, wanted = build / "graph.log", [f"{own}/{t}" for t in targets]
-            code = _run_graph(_snakemake(profile, cores, wanted, study), env, log, p.threads, cores, [j.name for j in jobs(profile, study)], profile, own)
+            code = _run_graph(
+                _snakemake(profile, cores, wanted, study), env, log, p.threads, cores,
+                [j.name for j in jobs(profile, study)], profile, own
+            )
             if code: raise PeaceError(_why(log, f"The paper of profile {profile!r} stopped"))
     except Timeout: raise PeaceError(f"Another process is building {build}; wait for it or stop it.") from None
     return build / own
 
 def products(build:Path) -> list[str]:
     "What a finished build holds, one line each."
-    count = lambda folder, kind: len([p for p in (build / folder).glob(f"*.{kind}") if ".partial" not in p.name])
-    return [f"{build / 'paper.pdf'}", f"{build / 'report.html'}", f"{build / 'provenance.json'}",
-            f"{build / 'notebooks'}: {count('notebooks', 'ipynb')} executed notebooks", f"{build / 'tables'}: {count('tables', 'csv')} tables (CSV)",
-            f"{build / 'figures'}: {count('figures', 'png')} figures (PNG and PDF)"]
+    def count(folder, kind): return len([p for p in (build / folder).glob(f"*.{kind}") if ".partial" not in p.name])
+    return [
+        f"{build / 'paper.pdf'}", f"{build / 'report.html'}", f"{build / 'provenance.json'}",
+        f"{build / 'notebooks'}: {count('notebooks', 'ipynb')} executed notebooks",
+        f"{build / 'tables'}: {count('tables', 'csv')} tables (CSV)",
+        f"{build / 'figures'}: {count('figures', 'png')} figures (PNG and PDF)"
+    ]
 
 def require(profile:str, *targets:str, study:str="peace") -> list[Path]:
-    "Paths of `targets` in a study's build folder, built first where a notebook is run on its own and they are missing. Raises `PeaceError` for a target that no step made."
+    ("Paths of `targets` in a study's build folder, built first where a notebook is run on its "
+     "own and they are missing. Raises `PeaceError` for a target that no step made.")
     build = build_dir(profile, study)
     missing = [t for t in targets if not (build / t).exists()]
-    if missing and os.environ.get("PEACE_STEP"): raise PeaceError(f"{', '.join(missing)} should have been made by an earlier step of profile {profile!r}, but is not in {build}.")
+    if missing and os.environ.get("PEACE_STEP"):
+        raise PeaceError(
+            f"{', '.join(missing)} should have been made by an earlier step of profile {profile!r}, but is not in {build}."
+        )
     if missing:
-        print(f"First making {', '.join(missing)} of profile {profile!r}, with all it depends on; in the smoke profile this takes a minute or two ...", flush=True)
+        print(
+            f"First making {', '.join(missing)} of profile {profile!r}, with all it depends on; in the smoke profile this takes a minute or two ...",
+            flush=True
+        )
         build_paper(profile, targets=missing, study=study)
     return [build / t for t in targets]

@@ -32,11 +32,17 @@ def collect_provenance(profile:str, study:str="peace") -> dict:
     missing = [p.name for p in places if not p.exists()]
     if missing: raise PeaceError(f"{build / 'provenance'} lacks {', '.join(missing)}: build the paper first.")
     records = [json.loads(p.read_text(encoding="utf-8")) for p in places]
-    stores = {p.parent.name: json.loads(p.read_text(encoding="utf-8")).get("fingerprint") for p in sorted((build / "stores").glob("*/store.json"))}
+    stores = {
+        p.parent.name: json.loads(p.read_text(encoding="utf-8")).get("fingerprint")
+        for p in sorted((build / "stores").glob("*/store.json"))
+    }
     tables = {p.name: file_digest(p) for p in sorted((build / "tables").glob("*.csv"))}
     p = load_profile(profile)
-    return {"profile": profile, "note": data_note(profile), "version": __version__, "real_cohorts": [c for c in ROOTS if getattr(p, ROOTS[c][0]) != "simulated"], "data": stores, "tables_sha256": tables,
-            "steps": records, **environment()}
+    return {
+        "profile": profile, "note": data_note(profile), "version": __version__,
+        "real_cohorts": [c for c in ROOTS if getattr(p, ROOTS[c][0]) != "simulated"], "data": stores,
+        "tables_sha256": tables, "steps": records, **environment()
+    }
 
 # %% ../../nbs/pipeline/08_manuscript.ipynb #6852ba99
 def build_manuscript(profile: str, study: str = "peace") -> Path:
@@ -198,7 +204,7 @@ def without_paths(text: str, checkout: str = "") -> str:
 def _shortened(notebook):
     "A notebook whose outputs name no folder of a machine."
     executed = notebook.metadata.get("papermill", {}).get("input_path", "")
-    shorten = lambda text: without_paths(text, re.split(r"[/\\]nbs[/\\]", executed)[0])
+    def shorten(text): return without_paths(text, re.split(r"[/\\]nbs[/\\]", executed)[0])
     for output in (o for cell in notebook.cells for o in cell.get("outputs", [])):
         if "text" in output: output["text"] = shorten(output["text"])
         if "traceback" in output: output["traceback"] = [shorten(line) for line in output["traceback"]]
@@ -262,7 +268,9 @@ def part_claims(about: Study, made: list[Printed], build: Path) -> str:
 # %% ../../nbs/pipeline/08_manuscript.ipynb #75f37070
 def html_figure(file: Printed, title: str, picture: str, main: bool) -> str:
     "A thumbnail that leads to the full picture, with its caption, its PDF and its notebook."
-    pdf, notebook = html_link(file.name.removesuffix("png") + "pdf", "PDF"), html_link(notebook_of(file.job), "notebook")
+    pdf, notebook = (
+        html_link(file.name.removesuffix("png") + "pdf", "PDF"), html_link(notebook_of(file.job), "notebook")
+    )
     caption = f"<figcaption><b>{html.escape(title)}</b>: {html_sentence(file.shows)} {pdf}, {notebook}</figcaption>"
     shown = f'<a href="{html.escape(quote(file.name))}"><img alt="{html.escape(title)}" src="{picture}"></a>'
     return f'<figure{" class=main" if main else ""}>{shown}{caption}</figure>'
@@ -319,7 +327,9 @@ def part_run(record: dict) -> str:
 def _page(title: str, head: str, sections: list[tuple]) -> str:
     "One HTML document; `sections` are (id, title, body), in reading order."
     menu = "".join(f'<li><a href="#{key}">{html.escape(name)}</a></li>' for key, name, _ in sections)
-    body = "\n".join(f'<section id="{key}"><h2>{html.escape(name)}</h2>{part}</section>' for key, name, part in sections)
+    body = "\n".join(
+        f'<section id="{key}"><h2>{html.escape(name)}</h2>{part}</section>' for key, name, part in sections
+    )
     return f'''<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{html.escape(title)}</title>

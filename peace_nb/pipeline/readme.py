@@ -22,13 +22,11 @@ def render_readme(notebook:Path|None=None) -> str:
     ).execute()
     text, _ = MarkdownExporter(exclude_input=True).from_notebook_node(nb)
     text = re.sub(r"\n{3,}", "\n\n", text)
-    turn = lambda m: (
-        m[0]
+    def turn(m): return (m[0]
         if "://" in m[1] or m[1].startswith("#")
         else f"]({m[1][3:]})"
         if m[1].startswith("../")
-        else f"](nbs/{m[1]})"
-    )
+        else f"](nbs/{m[1]})")
     return re.sub(r"\]\(([^)\s]+)\)", turn, text).strip() + "\n"
 
 def write_readme() -> Path:

@@ -384,7 +384,8 @@ def write_reference(
     for old in folder.glob("*.csv"):
         if old.name not in {t.name for t in kept}: old.unlink()
     names = {"tables": [t.name for t in kept], "too_large": [t.name for t in tables if t not in kept]}
-    write_json(folder / "versions.json", {**state, **names, "seconds": kept_seconds(made.get("steps", []))})   # by which a build tells how long it will take
+    # by which a build tells how long it will take
+    write_json(folder / "versions.json", {**state, **names, "seconds": kept_seconds(made.get("steps", []))})
     if profile == MEASURED_IN and (folder / "table_2_full.csv").is_file(): write_spread(folder)
     return folder
 

@@ -20,7 +20,9 @@ def check_parameters(notebook:Path, params:dict):
     import papermill
     known = papermill.inspect_notebook(str(notebook))
     if set(params) - set(known):
-        raise PeaceError(f"{notebook.name} has no parameter {', '.join(sorted(set(params) - set(known)))}; it has {', '.join(known) or 'none'}.")
+        raise PeaceError(
+            f"{notebook.name} has no parameter {', '.join(sorted(set(params) - set(known)))}; it has {', '.join(known) or 'none'}."
+        )
 
 # %% ../../nbs/pipeline/03_runner.ipynb #db89000a
 LAUNCHER = "PEACE_LAUNCHER"   # environment variable: process id and start of the command that builds the paper
@@ -48,9 +50,13 @@ def _watch(interval:float=0.5):
                     with contextlib.suppress(psutil.Error): p.kill()
                 os._exit(1)
             if stop.wait(interval): return
-    t = threading.Thread(target=look, daemon=True); t.start()
-    try: yield seen
-    finally: stop.set(); t.join()
+    t = threading.Thread(target=look, daemon=True)
+    t.start()
+    try:
+        yield seen
+    finally:
+        stop.set()
+        t.join()
 
 # %% ../../nbs/pipeline/03_runner.ipynb #ef12d0aa
 def processor(
@@ -58,32 +64,55 @@ def processor(
 ) -> dict: # processor: its name; amx: whether it multiplies bf16 matrices, None where nobody tells
     "The processor of this machine, without importing torch."
     if Path(cpuinfo).is_file():
-        lines = (line.partition(":") for line in Path(cpuinfo).read_text(encoding="utf-8", errors="replace").split("\n\n")[0].splitlines())
+        lines = (
+            line.partition(":")
+            for line in Path(cpuinfo).read_text(encoding="utf-8", errors="replace").split("\n\n")[0].splitlines()
+        )
         told = {key.strip(): value.strip() for key, _, value in lines}
-        name = told.get("model name") or " ".join(v for k, v in told.items() if k.startswith("CPU ")) or platform.machine()
-        numbers = ", ".join(f"{k.removeprefix('cpu ')} {told[k]}" for k in ("cpu family", "model", "stepping") if k in told)
+        name = (
+            told.get("model name") or " ".join(v for k, v in told.items() if k.startswith("CPU ")) or platform.machine()
+        )
+        numbers = ", ".join(
+            f"{k.removeprefix('cpu ')} {told[k]}" for k in ("cpu family", "model", "stepping") if k in told
+        )
         flags = set(told.get("flags", "").split())
-        return {"processor": f"{name} ({numbers})" if numbers else name, "amx": {"amx_tile", "amx_bf16"} <= flags if flags else None}
+        return {
+            "processor": f"{name} ({numbers})" if numbers else name,
+            "amx": {"amx_tile", "amx_bf16"} <= flags if flags else None
+        }
     if sys.platform == "darwin":
-        said = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False).stdout.strip()
+        said = subprocess.run(
+            ["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False
+        ).stdout.strip()
         return {"processor": said or platform.machine(), "amx": False}
     return {"processor": platform.processor() or platform.machine(), "amx": None}
 
 # %% ../../nbs/pipeline/03_runner.ipynb #032f8340
-PACKAGES = ("peace_nb", "torch", "numpy", "scipy", "pandas", "scikit-learn", "wfdb", "ecgbench", "transformers", "accelerate", "neurokit2")
+PACKAGES = (
+    "peace_nb", "torch", "numpy", "scipy", "pandas", "scikit-learn", "wfdb", "ecgbench", "transformers", "accelerate",
+    "neurokit2"
+)
 
 def source_state(root:Path|None=None) -> dict:
     "Git commit of the checkout and whether files under version control differ from it; None outside a checkout."
-    git = lambda *a: subprocess.run(["git", "-C", str(root or project_root()), *a], capture_output=True, text=True, check=False)
+    def git(*a):
+        return subprocess.run(
+            ["git", "-C", str(root or project_root()), *a], capture_output=True, text=True, check=False
+        )
     try: head = git("rev-parse", "HEAD")
     except FileNotFoundError: return {"commit": None, "modified": None}
     if head.returncode: return {"commit": None, "modified": None}
-    return {"commit": head.stdout.strip(), "modified": bool(git("status", "--porcelain", "--untracked-files=no").stdout.strip())}
+    return {
+        "commit": head.stdout.strip(),
+        "modified": bool(git("status", "--porcelain", "--untracked-files=no").stdout.strip())
+    }
 
 def environment() -> dict:
     "Versions and machine, as they go into a record."
-    return {"python": platform.python_version(), "platform": platform.platform(), "cores": os.cpu_count(), **processor(),
-            "packages": {p: importlib.metadata.version(p) for p in PACKAGES}, **source_state()}
+    return {
+        "python": platform.python_version(), "platform": platform.platform(), "cores": os.cpu_count(), **processor(),
+        "packages": {p: importlib.metadata.version(p) for p in PACKAGES}, **source_state()
+    }
 
 # %% ../../nbs/pipeline/03_runner.ipynb #e6cefa03
 @contextlib.contextmanager
@@ -93,10 +122,12 @@ def _stderr_to(path:Path):
     kept = os.dup(2)
     with open(path, "w", encoding="utf-8") as log:
         os.dup2(log.fileno(), 2)
-        try: yield
+        try:
+            yield
         finally:
             sys.stderr.flush()
-            os.dup2(kept, 2); os.close(kept)
+            os.dup2(kept, 2)
+            os.close(kept)
 
 # %% ../../nbs/pipeline/03_runner.ipynb #33dec056
 NO_BARS = "ignore:IProgress not found"   # how tqdm's warning begins
@@ -110,14 +141,20 @@ def with_warnings(filters: str) -> str:
 def _execute(notebook:Path, partial:Path, params:dict, threads:int):
     "Execute with papermill, in the notebook's own folder, with a fixed number of threads."
     import papermill
-    for var in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"): os.environ[var] = str(threads)
+    for var in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
+        os.environ[var] = str(threads)
     os.environ["PEACE_STEP"] = notebook.stem
     os.environ["PYTHONWARNINGS"] = with_warnings(os.environ.get("PYTHONWARNINGS", ""))
-    try: papermill.execute_notebook(str(notebook), str(partial), params, kernel_name="python3", progress_bar=False, cwd=str(notebook.parent), request_save_on_cell_execute=False)
+    try:
+        papermill.execute_notebook(
+            str(notebook), str(partial), params, kernel_name="python3", progress_bar=False, cwd=str(notebook.parent),
+            request_save_on_cell_execute=False
+        )
     except papermill.PapermillExecutionError as e:
         said = e.evalue if e.ename == "PeaceError" else f"{e.ename}: {e.evalue}"
         raise PeaceError(f"{notebook.name} stopped in cell {e.exec_count}: {said} (executed copy: {partial})") from None
-    finally: os.environ.pop("PEACE_STEP", None)
+    finally:
+        os.environ.pop("PEACE_STEP", None)
 
 # %% ../../nbs/pipeline/03_runner.ipynb #e9396c27
 def run_notebook(notebook:Path|str,     # source notebook
@@ -134,8 +171,11 @@ def run_notebook(notebook:Path|str,     # source notebook
     out.parent.mkdir(parents=True, exist_ok=True)
     start, stamp = time.perf_counter(), datetime.now(timezone.utc).isoformat(timespec="seconds")
     with _watch() as memory, _stderr_to(out.with_suffix(".log")): _execute(notebook, partial, params, threads)
-    entry = {"notebook": notebook.name, "parameters": params, "threads": threads, "started": stamp, "seconds": round(time.perf_counter() - start, 1),
-             "peak_memory_mb": round(memory["peak_mb"]), "source_sha256": file_digest(notebook), **(notes or {}), **environment()}
+    entry = {
+        "notebook": notebook.name, "parameters": params, "threads": threads, "started": stamp,
+        "seconds": round(time.perf_counter() - start, 1), "peak_memory_mb": round(memory["peak_mb"]),
+        "source_sha256": file_digest(notebook), **(notes or {}), **environment()
+    }
     write_json(Path(record or out.with_suffix(".json")), entry, default=str)
     os.replace(partial, out)
     out.with_suffix(".log").unlink()

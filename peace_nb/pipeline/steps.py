@@ -22,7 +22,8 @@ from ..settings import PeaceError, Profile, load_profile, project_root, runs
 SIGNAL = ("fs", "seconds", "band_low", "band_high")
 TRAIN = ("encoder", "weight_decay", "warmup", "clip", "ema", "precision", "patience", "lead_dropout")
 KNOWLEDGE = ("lsbc_weight", "lsbc_weighting", "text_loss_weight")   # read by PEACE and its ablations alone
-TABLE = ("methods", "seeds", "seeds_of", "child_settings", "bootstrap")   # of everything computed from the transfer table's scores
+# of everything computed from the transfer table's scores
+TABLE = ("methods", "seeds", "seeds_of", "child_settings", "bootstrap")
 COHORT = ("cohort_seed", "label_noise", *SIGNAL)
 TUNE = ("finetune_batch_size", "finetune_learning_rate")
 
@@ -49,12 +50,14 @@ class Step:
     per_run: Callable[[Profile], list]|None = None   # made once for every (method, seed) that it gives
     samples: bool = False                       # also reads the real records in $PEACE_SAMPLE_DATA
     files: tuple[str, ...] = ()                 # in the folder paper: reported.yaml, claims.csv
-    family: tuple[str, ...] = ()                # its tables whose numbers are corrected over all methods that were compared
+    family: tuple[str, ...] = ()  # its tables whose numbers are corrected over all methods that were compared
     real: tuple[str, ...] = ()                  # its tables over real records, without a row where there are none
-    facts: tuple[str, ...] = ()                 # its tables of data alone: another machine must find every cell the same
-    judged: tuple[tuple[str, str], ...] = ()    # (table, column) with a macro AUROC per network, setting and seeds: compared with the reference
+    facts: tuple[str, ...] = ()  # its tables of data alone: another machine must find every cell the same
+    # (table, column) with a macro AUROC per network, setting and seeds: compared with the reference
+    judged: tuple[tuple[str, str], ...] = ()
     shows: str = ""                             # of a step that gives a table or figure: what a reader sees there
-    when: Callable[[Profile], object] = field(default=lambda profile: True)   # a profile that gives 0 leaves the step out
+    # a profile that gives 0 leaves the step out
+    when: Callable[[Profile], object] = field(default=lambda profile: True)
 
 # %% ../../nbs/pipeline/02_steps.ipynb #d6f91574
 def stores(*names: str) -> tuple: return tuple(f"stores/{n}/store.json" for n in names)
@@ -73,7 +76,11 @@ def base(p: Profile, given: dict) -> list:
 def aligned(p: Profile, given: dict) -> list:
     "Checkpoints and scores of the methods that Table 15 compares."
     mine = [(m, k) for m, k in runs(p) if m in ("ECG-only", "DANN", "MMD")]
-    return [f"{folder}/{m}/seed{k}/{file}" for m, k in mine for folder, file in (("models", "model.json"), ("transfer", "predictions.parquet"))]
+    return [
+        f"{folder}/{m}/seed{k}/{file}"
+        for m, k in mine
+        for folder, file in (("models", "model.json"), ("transfer", "predictions.parquet"))
+    ]
 
 def has_aligned(p: Profile) -> bool:
     "Whether a profile has what Table 15 compares."
@@ -97,7 +104,10 @@ ALL = ("adult", "child", "ptbxl", "extra")
 # %% ../../nbs/pipeline/02_steps.ipynb #e9309730
 def cohort(name: str, *own: str, when=lambda p: True) -> Step:
     "The step that makes one cohort of the PEACE study."
-    return Step(f"cohort-{name}", "01_cohorts", outputs=(*stores(name), *splits(name), f"cohorts/{name}.json"), settings=(*COHORT, *own), given=(("cohort", name),), when=when)
+    return Step(
+        f"cohort-{name}", "01_cohorts", outputs=(*stores(name), *splits(name), f"cohorts/{name}.json"),
+        settings=(*COHORT, *own), given=(("cohort", name),), when=when
+    )
 
 COHORT_STEPS = [
     cohort("adult", "adult_root", "adult_patients"),
@@ -108,87 +118,195 @@ COHORT_STEPS = [
 
 # %% ../../nbs/pipeline/02_steps.ipynb #a831b941
 TRAIN_STEPS = [
-    Step("pretrain", "02_pretrain", per_run=pretrained, inputs=(*stores("adult"), *splits("adult"), base),
-         outputs=(MODELS, each("models/{method}/seed{seed}/log.csv"), each("models/{method}/seed{seed}/val.csv")),
-         settings=(*TRAIN, "batch_size", "learning_rate", "pretrain_epochs")),
-    Step("transfer", "03_transfer", per_run=runs, inputs=(*stores(*ALL), *splits(*ALL), MODELS), outputs=(SCORES,),
-         settings=(*TRAIN, *TUNE, "finetune_epochs", "child_settings", "extra_test_patients")),
-    Step("age-frame", "04_age_frame", inputs=(*stores("child", "extra"), *splits("child"), MODELS),
-         outputs=("age/frames.csv", "age/ceiling.csv", each("age/{method}/seed{seed}/predictions.parquet", framed)),
-         settings=("methods", "seeds", "seeds_of", "frame_children", "cohort_seed", "label_noise", "extra_test_patients", "bootstrap")),
-    Step("sim2real-train", "05_sim2real_train", outputs=(SIM2REAL,),
-         settings=(*SIGNAL, *TRAIN, *KNOWLEDGE, "text_model", "cohort_seed", "label_noise", "batch_size", "learning_rate",
-                   "sim2real_methods", "sim2real_records", "sim2real_epochs")),
-    Step("sim2real-test", "06_sim2real_test", inputs=(SIM2REAL,), outputs=("sim2real/labels.csv", "sim2real/children.csv"), samples=True,
-         settings=("bootstrap", "sim2real_methods", "sim2real_least")),
+    Step(
+        "pretrain", "02_pretrain", per_run=pretrained, inputs=(*stores("adult"), *splits("adult"), base),
+        outputs=(MODELS, each("models/{method}/seed{seed}/log.csv"), each("models/{method}/seed{seed}/val.csv")),
+        settings=(*TRAIN, "batch_size", "learning_rate", "pretrain_epochs")
+    ),
+    Step(
+        "transfer", "03_transfer", per_run=runs, inputs=(*stores(*ALL), *splits(*ALL), MODELS), outputs=(SCORES,),
+        settings=(*TRAIN, *TUNE, "finetune_epochs", "child_settings", "extra_test_patients")
+    ),
+    Step(
+        "age-frame", "04_age_frame", inputs=(*stores("child", "extra"), *splits("child"), MODELS),
+        outputs=("age/frames.csv", "age/ceiling.csv", each("age/{method}/seed{seed}/predictions.parquet", framed)),
+        settings=(
+            "methods", "seeds", "seeds_of", "frame_children", "cohort_seed", "label_noise", "extra_test_patients",
+            "bootstrap"
+        ),
+    ),
+    Step(
+        "sim2real-train", "05_sim2real_train", outputs=(SIM2REAL,),
+        settings=(
+            *SIGNAL, *TRAIN, *KNOWLEDGE, "text_model", "cohort_seed", "label_noise", "batch_size", "learning_rate",
+            "sim2real_methods", "sim2real_records", "sim2real_epochs"
+        ),
+    ),
+    Step(
+        "sim2real-test", "06_sim2real_test", inputs=(SIM2REAL,),
+        outputs=("sim2real/labels.csv", "sim2real/children.csv"), samples=True,
+        settings=("bootstrap", "sim2real_methods", "sim2real_least")
+    ),
 ]
 
 # %% ../../nbs/pipeline/02_steps.ipynb #a479c943
 TABLE_STEPS = [
-    Step("table-1", "table_01_cohorts", inputs=(*stores(*ALL), *splits(*ALL), *(f"cohorts/{c}.json" for c in ALL)), outputs=tables(1, "cohorts", "labels"),
-         settings=("extra_test_patients",), kernel="light", facts=("table_1_cohorts", "table_1_labels"), shows="people, records and labels after preparation, by part of the split"),
-    Step("table-2", "table_02_transfer", inputs=(SCORES,), outputs=tables(2, "transfer", "full", "decisions", "gap", "note"), settings=TABLE, kernel="light",
-         files=("reported.yaml",), judged=(("table_2_full", "auroc"),), shows="each method on adults, on children (zero-shot, few-shot, full) and on PTB-XL, beside the preprint's numbers"),
-    Step("table-3", "table_03_sim2real", inputs=("sim2real/labels.csv", "sim2real/children.csv"), outputs=tables(3, "sim2real", "children"),
-         settings=("sim2real_methods", "sim2real_least"), kernel="light", real=("table_3_sim2real", "table_3_children"),
-         shows="a network trained on simulated adults alone reads real PTB-XL records and real children"),
-    Step("table-4", "table_04_ablation", inputs=(SCORES,), outputs=tables(4, "ablation", "full", "note"), settings=TABLE, kernel="light",
-         files=("reported.yaml",), family=("table_4_",), judged=(("table_4_full", "auroc_method"),), shows="what each part of PEACE is worth, with controls for the meaning of the text"),
-    Step("table-5", "table_05_statistics", inputs=(SCORES,), outputs=tables(5, "statistics", "full", "sentences", "note"), settings=TABLE, kernel="light",
-         family=("table_5_",), shows="PEACE against each method, tested: paired over patients and seeds, corrected"),
-    Step("cost", "table_06_cost", outputs=("measured/table_6_cost.csv",), when=lambda p: p.cost_steps,
-         settings=("methods", "encoder", "text_model", "precision", "batch_size", "weight_decay", "clip", "cost_steps", *SIGNAL),
-         shows="parameters, speed, memory and latency of each method, measured in one run (`bench`)"),   # no two runs agree on it: kept apart from the tables
-    Step("table-7", "table_07_claims", inputs=("tables/table_2_transfer.csv", "tables/table_4_ablation.csv", "tables/table_5_statistics.csv", SCORES),
-         outputs=tables(7, "claims", "note"), settings=TABLE, kernel="light", files=("claims.csv", "reported.yaml"), family=("table_7_",),
-         shows="the preprint's claims ([`claims.csv`](../paper/claims.csv)), what came out, and the verdict"),
-    Step("table-8", "table_08_leads", inputs=(*stores("child"), SCORES), outputs=tables(8, "leads", "filter"), settings=TABLE, kernel="light",
-         shows="children with nine leads: left out, as in the preprint, or kept"),
-    Step("table-9", "table_09_pretraining", inputs=(*stores("ptbxl"), *splits("ptbxl"), SIM2REAL), outputs=tables(9, "pretraining"), when=lambda p: p.rotations,
-         settings=(*TRAIN, "learning_rate", *TUNE, "sim2real_methods", "rotations", "rotation_epochs", "seeds", "bootstrap", "cohort_seed"),
-         shows="does pretraining on simulation help on real records? (`sample`)"),
-    Step("table-10", "table_10_attention", inputs=("models/sim2real/PEACE/model.json",),
-         outputs=(*tables(10, "attention", "summary", "full", "ludb", "note"), *figure("figure_7_measured")), samples=True, real=("table_10_ludb",),
-         settings=("attention_records", "attention_steps", "batch_size", "bootstrap", "clip", "cohort_seed", "ema", "learning_rate", "precision",
-                   "sim2real_epochs", "warmup", "weight_decay"),
-         shows="where the network looks: attribution inside the window that carries the evidence, beside networks that know nothing"),
-    Step("table-11", "table_11_ages", inputs=(*stores("adult", "child"), SCORES), outputs=tables(11, "ages", "full"), settings=TABLE, kernel="light",
-         shows="results at every age, by sex and by number of leads"),
-    Step("table-12", "table_12_representation", inputs=(*stores("adult", "child", "extra"), *splits("adult", "child", "extra"), SCORES, MODELS),
-         outputs=(*tables(12, "representation"), "representation/map.parquet", "representation/numbers.csv"), settings=TABLE,
-         shows="adults and children in the encoder's space, in numbers: can they be told apart, do findings lie together?"),
-    Step("table-13", "table_13_age_aware", inputs=("age/frames.csv", "age/ceiling.csv", *stores("child", "extra"), each("age/{method}/seed{seed}/predictions.parquet", framed), SCORES, SIM2REAL),
-         outputs=tables(13, "age_aware", "real_children", "labels", "bands", "bands_labels", "ceiling"),
-         settings=(*TABLE, "sim2real_methods"), samples=True, family=("table_13_age_aware",), judged=(("table_13_age_aware", "auroc"),), real=("table_13_real_children",),
-         shows="age-aware reading: the ECG brought into the adult's frame, the age as an input, texts of the age; what the frame gains at which age, and how much there was to gain"),
-    Step("table-14", "table_14_schedule", inputs=(SCORES,), outputs=tables(14, "schedule", "note"), settings=TABLE, kernel="light", family=("table_14_",),
-         when=lambda p: sum(m.endswith("+long") for m in p.methods), shows="methods trained twice as long, beside themselves: is the schedule long enough? (`bench`)"),
-    Step("table-15", "table_15_alignment", inputs=(*stores("adult", "child", "extra"), *splits("adult", "child"), aligned), outputs=tables(15, "alignment", "note"),
-         settings=(*TABLE, *TRAIN, *TUNE, "finetune_epochs", "extra_test_patients", "alignment_strengths"), family=("table_15_",), when=has_aligned,
-         shows="DANN and MMD with a smaller alignment weight, down to replay alone (`bench`)"),
+    Step(
+        "table-1", "table_01_cohorts", inputs=(*stores(*ALL), *splits(*ALL), *(f"cohorts/{c}.json" for c in ALL)),
+        outputs=tables(1, "cohorts", "labels"), settings=("extra_test_patients",), kernel="light",
+        facts=("table_1_cohorts", "table_1_labels"),
+        shows="people, records and labels after preparation, by part of the split"
+    ),
+    Step(
+        "table-2", "table_02_transfer", inputs=(SCORES,),
+        outputs=tables(2, "transfer", "full", "decisions", "gap", "note"), settings=TABLE, kernel="light",
+        files=("reported.yaml",), judged=(("table_2_full", "auroc"),),
+        shows="each method on adults, on children (zero-shot, few-shot, full) and on PTB-XL, beside the preprint's numbers"
+    ),
+    Step(
+        "table-3", "table_03_sim2real", inputs=("sim2real/labels.csv", "sim2real/children.csv"),
+        outputs=tables(3, "sim2real", "children"), settings=("sim2real_methods", "sim2real_least"), kernel="light",
+        real=("table_3_sim2real", "table_3_children"),
+        shows="a network trained on simulated adults alone reads real PTB-XL records and real children"
+    ),
+    Step(
+        "table-4", "table_04_ablation", inputs=(SCORES,), outputs=tables(4, "ablation", "full", "note"), settings=TABLE,
+        kernel="light", files=("reported.yaml",), family=("table_4_",), judged=(("table_4_full", "auroc_method"),),
+        shows="what each part of PEACE is worth, with controls for the meaning of the text"
+    ),
+    Step(
+        "table-5", "table_05_statistics", inputs=(SCORES,),
+        outputs=tables(5, "statistics", "full", "sentences", "note"), settings=TABLE, kernel="light",
+        family=("table_5_",), shows="PEACE against each method, tested: paired over patients and seeds, corrected"
+    ),
+    Step(
+        "cost", "table_06_cost", outputs=("measured/table_6_cost.csv",), when=lambda p: p.cost_steps,
+        settings=(
+            "methods", "encoder", "text_model", "precision", "batch_size", "weight_decay", "clip", "cost_steps", *SIGNAL
+        ),
+        shows="parameters, speed, memory and latency of each method, measured in one run (`bench`)",
+    ),  # no two runs agree on it: kept apart from the tables
+    Step(
+        "table-7", "table_07_claims",
+        inputs=("tables/table_2_transfer.csv", "tables/table_4_ablation.csv", "tables/table_5_statistics.csv", SCORES),
+        outputs=tables(7, "claims", "note"), settings=TABLE, kernel="light", files=("claims.csv", "reported.yaml"),
+        family=("table_7_",),
+        shows="the preprint's claims ([`claims.csv`](../paper/claims.csv)), what came out, and the verdict"
+    ),
+    Step(
+        "table-8", "table_08_leads", inputs=(*stores("child"), SCORES), outputs=tables(8, "leads", "filter"),
+        settings=TABLE, kernel="light", shows="children with nine leads: left out, as in the preprint, or kept"
+    ),
+    Step(
+        "table-9", "table_09_pretraining", inputs=(*stores("ptbxl"), *splits("ptbxl"), SIM2REAL),
+        outputs=tables(9, "pretraining"), when=lambda p: p.rotations,
+        settings=(
+            *TRAIN, "learning_rate", *TUNE, "sim2real_methods", "rotations", "rotation_epochs", "seeds", "bootstrap",
+            "cohort_seed"
+        ),
+        shows="does pretraining on simulation help on real records? (`sample`)",
+    ),
+    Step(
+        "table-10", "table_10_attention", inputs=("models/sim2real/PEACE/model.json",),
+        outputs=(*tables(10, "attention", "summary", "full", "ludb", "note"), *figure("figure_7_measured")),
+        samples=True, real=("table_10_ludb",),
+        settings=(
+            "attention_records", "attention_steps", "batch_size", "bootstrap", "clip", "cohort_seed", "ema",
+            "learning_rate", "precision", "sim2real_epochs", "warmup", "weight_decay"
+        ),
+        shows="where the network looks: attribution inside the window that carries the evidence, beside networks that know nothing",
+    ),
+    Step(
+        "table-11", "table_11_ages", inputs=(*stores("adult", "child"), SCORES), outputs=tables(11, "ages", "full"),
+        settings=TABLE, kernel="light", shows="results at every age, by sex and by number of leads"
+    ),
+    Step(
+        "table-12", "table_12_representation",
+        inputs=(*stores("adult", "child", "extra"), *splits("adult", "child", "extra"), SCORES, MODELS),
+        outputs=(*tables(12, "representation"), "representation/map.parquet", "representation/numbers.csv"),
+        settings=TABLE,
+        shows="adults and children in the encoder's space, in numbers: can they be told apart, do findings lie together?"
+    ),
+    Step(
+        "table-13", "table_13_age_aware",
+        inputs=(
+            "age/frames.csv", "age/ceiling.csv", *stores("child", "extra"),
+            each("age/{method}/seed{seed}/predictions.parquet", framed), SCORES, SIM2REAL
+        ),
+        outputs=tables(13, "age_aware", "real_children", "labels", "bands", "bands_labels", "ceiling"),
+        settings=(*TABLE, "sim2real_methods"),
+        samples=True,
+        family=("table_13_age_aware",),
+        judged=(("table_13_age_aware", "auroc"),),
+        real=("table_13_real_children",),
+        shows="age-aware reading: the ECG brought into the adult's frame, the age as an input, texts of "
+              "the age; what the frame gains at which age, and how much there was to gain",
+    ),
+    Step(
+        "table-14", "table_14_schedule", inputs=(SCORES,), outputs=tables(14, "schedule", "note"), settings=TABLE,
+        kernel="light", family=("table_14_",), when=lambda p: sum(m.endswith("+long") for m in p.methods),
+        shows="methods trained twice as long, beside themselves: is the schedule long enough? (`bench`)"
+    ),
+    Step(
+        "table-15", "table_15_alignment",
+        inputs=(*stores("adult", "child", "extra"), *splits("adult", "child"), aligned),
+        outputs=tables(15, "alignment", "note"),
+        settings=(*TABLE, *TRAIN, *TUNE, "finetune_epochs", "extra_test_patients", "alignment_strengths"),
+        family=("table_15_",), when=has_aligned,
+        shows="DANN and MMD with a smaller alignment weight, down to replay alone (`bench`)"
+    ),
 ]
 
 # %% ../../nbs/pipeline/02_steps.ipynb #c8fc2c25
 FIGURE_STEPS = [
-    Step("figure-1", "figure_01_framework", outputs=figure("figure_1_framework"), kernel="light", shows="what is trained, what is frozen, what exists in training only"),
-    Step("figure-2", "figure_02_training", inputs=(each("models/{method}/seed{seed}/log.csv"), each("models/{method}/seed{seed}/val.csv")),
-         outputs=figure("figure_2_training"), settings=("methods", "seeds", "seeds_of"), kernel="light", shows="gate, losses and validation AUROC over pretraining"),
-    Step("figure-3", "figure_03_labels", inputs=(SCORES,), outputs=(*figure("figure_3_labels"), "tables/figure_3_labels.csv"), settings=TABLE, kernel="light",
-         shows="AUROC of each label with intervals, for each setting"),
-    Step("figure-4", "figure_04_ecgs", outputs=figure("figure_4_ecgs"), settings=("cohort_seed",), samples=True, kernel="light", shows="simulated ECGs beside real ones, by age"),
-    Step("figure-5", "figure_05_few_shot", inputs=("tables/table_2_full.csv",), outputs=(*figure("figure_5_few_shot"), "tables/figure_5_few_shot.csv"),
-         settings=TABLE, kernel="light", shows="macro AUROC on children against the number of positives a label may have"),
-    Step("figure-6", "figure_06_forest", inputs=("tables/table_5_statistics.csv",), outputs=figure("figure_6_forest"), settings=TABLE, kernel="light",
-         shows="PEACE against each method: differences with intervals"),
-    Step("figure-7", "figure_07_attention", inputs=("models/sim2real/PEACE/model.json",), outputs=figure("figure_7_attention"),
-         settings=("attention_steps", "cohort_seed"), samples=True, shows="where the network looks: attribution under the trace"),
-    Step("figure-8", "figure_08_ages", inputs=(*stores("adult", "child"), SCORES),
-         outputs=(*figure("figure_8_ages"), "tables/figure_8_errors.csv", "tables/figure_8_adults.csv"), settings=TABLE, kernel="light",
-         shows="an adult's threshold against age"),
-    Step("figure-9", "figure_09_representation", inputs=("representation/map.parquet", "representation/numbers.csv"),
-         outputs=figure("figure_9_representation"), settings=TABLE, kernel="light", shows="adults and children in feature space, before and after adaptation"),
-    Step("figure-10", "figure_10_frame", inputs=("tables/table_13_bands.csv", "tables/table_13_bands_labels.csv"), outputs=figure("figure_10_frame"),
-         settings=TABLE, kernel="light", shows="what the adult's frame gains, by age and by label"),
+    Step(
+        "figure-1", "figure_01_framework", outputs=figure("figure_1_framework"), kernel="light",
+        shows="what is trained, what is frozen, what exists in training only"
+    ),
+    Step(
+        "figure-2", "figure_02_training",
+        inputs=(each("models/{method}/seed{seed}/log.csv"), each("models/{method}/seed{seed}/val.csv")),
+        outputs=figure("figure_2_training"), settings=("methods", "seeds", "seeds_of"), kernel="light",
+        shows="gate, losses and validation AUROC over pretraining"
+    ),
+    Step(
+        "figure-3", "figure_03_labels", inputs=(SCORES,),
+        outputs=(*figure("figure_3_labels"), "tables/figure_3_labels.csv"), settings=TABLE, kernel="light",
+        shows="AUROC of each label with intervals, for each setting"
+    ),
+    Step(
+        "figure-4", "figure_04_ecgs", outputs=figure("figure_4_ecgs"), settings=("cohort_seed",), samples=True,
+        kernel="light", shows="simulated ECGs beside real ones, by age"
+    ),
+    Step(
+        "figure-5", "figure_05_few_shot", inputs=("tables/table_2_full.csv",),
+        outputs=(*figure("figure_5_few_shot"), "tables/figure_5_few_shot.csv"), settings=TABLE, kernel="light",
+        shows="macro AUROC on children against the number of positives a label may have"
+    ),
+    Step(
+        "figure-6", "figure_06_forest", inputs=("tables/table_5_statistics.csv",), outputs=figure("figure_6_forest"),
+        settings=TABLE, kernel="light", shows="PEACE against each method: differences with intervals"
+    ),
+    Step(
+        "figure-7", "figure_07_attention", inputs=("models/sim2real/PEACE/model.json",),
+        outputs=figure("figure_7_attention"), settings=("attention_steps", "cohort_seed"), samples=True,
+        shows="where the network looks: attribution under the trace"
+    ),
+    Step(
+        "figure-8", "figure_08_ages", inputs=(*stores("adult", "child"), SCORES),
+        outputs=(*figure("figure_8_ages"), "tables/figure_8_errors.csv", "tables/figure_8_adults.csv"), settings=TABLE,
+        kernel="light", shows="an adult's threshold against age"
+    ),
+    Step(
+        "figure-9", "figure_09_representation", inputs=("representation/map.parquet", "representation/numbers.csv"),
+        outputs=figure("figure_9_representation"), settings=TABLE, kernel="light",
+        shows="adults and children in feature space, before and after adaptation"
+    ),
+    Step(
+        "figure-10", "figure_10_frame", inputs=("tables/table_13_bands.csv", "tables/table_13_bands_labels.csv"),
+        outputs=figure("figure_10_frame"), settings=TABLE, kernel="light",
+        shows="what the adult's frame gains, by age and by label"
+    ),
 ]
 STEPS = (*COHORT_STEPS, *TRAIN_STEPS, *TABLE_STEPS, *FIGURE_STEPS)
 
@@ -230,7 +348,8 @@ def _as_named(settings: dict, spec: SimpleNamespace|None, method: str|None) -> d
         printed = {"10-shot", *main_settings(settings["child_settings"])}
         own["child_settings"] = tuple(v for v in settings["child_settings"] if v in printed)
     if spec and spec.encoder: own["encoder"] = spec.encoder
-    if spec and spec.variant == "long": own |= {k: 2 * v for k, v in settings.items() if k in ("pretrain_epochs", "finetune_epochs")}
+    if spec and spec.variant == "long":
+        own |= {k: 2 * v for k, v in settings.items() if k in ("pretrain_epochs", "finetune_epochs")}
     if spec and spec.variant == "12lead": own["lead_dropout"] = 0.0
     return {k: own.get(k, v) for k, v in settings.items()}
 
@@ -238,11 +357,16 @@ def _text_keys(name: str) -> tuple:
     "Settings that only a method that is taught with text reads."
     from peace_nb.methods.registry import registered
     known = registered(name)
-    return (("text_model",) if known.texts or known.reads_reports else ()) + (KNOWLEDGE if name.split("-")[0] == "PEACE" else ())
+    return (("text_model",) if known.texts or known.reads_reports else ()) + (
+        KNOWLEDGE if name.split("-")[0] == "PEACE" else ()
+    )
 
 # %% ../../nbs/pipeline/02_steps.ipynb #c4ed3856
-BY_NAME = {"methods.registry": "methods", "cohorts.load": "cohorts", "models.encoders": "models"}   # module -> the room it finds modules in
-MACHINERY = {"settings", "files", "pipeline.steps", "pipeline.runner", "pipeline.outputs", "pipeline.build", "pipeline.warm"}
+# module -> the room it finds modules in
+BY_NAME = {"methods.registry": "methods", "cohorts.load": "cohorts", "models.encoders": "models"}
+MACHINERY = {
+    "settings", "files", "pipeline.steps", "pipeline.runner", "pipeline.outputs", "pipeline.build", "pipeline.warm"
+}
 
 def _package() -> Path: return project_root() / "peace_nb"
 
@@ -255,12 +379,20 @@ def _imported(code: str, package: str="", inside: bool=True) -> set[str]:
     "Modules of this package that a text of Python imports, `inside` functions too; `package` is the room it stands in."
     found, tree = set(), ast.parse(code)
     for node in (ast.walk(tree) if inside else tree.body):
-        if isinstance(node, ast.Import): names = [a.name for a in node.names if a.name.startswith("peace_nb.")]
+        if isinstance(node, ast.Import):
+            names = [a.name for a in node.names if a.name.startswith("peace_nb.")]
         elif isinstance(node, ast.ImportFrom):
-            above = ("peace_nb." + package).split(".")[:len(("peace_nb." + package).rstrip(".").split(".")) - node.level + 1] if node.level else []
+            above = (
+                ("peace_nb." + package).split(".")[
+                    : len(("peace_nb." + package).rstrip(".").split(".")) - node.level + 1
+                ]
+                if node.level
+                else []
+            )
             start = ".".join([*above, *([node.module] if node.module else [])]).rstrip(".")
             names = [start, *(f"{start}.{a.name}" for a in node.names)] if start.startswith("peace_nb") else []
-        else: continue
+        else:
+            continue
         found |= {n.removeprefix("peace_nb.") for n in names if _file_of(n.removeprefix("peace_nb."))}
     return found
 
@@ -270,7 +402,10 @@ def _reads(module: str, inside: bool, changed: float) -> tuple[frozenset, frozen
     "(modules, data files) that a module reads itself; `changed` is when its file was written."
     code, room = _file_of(module).read_text(encoding="utf-8"), module.rpartition(".")[0]
     others = _imported(code, room, inside)
-    if inside and module in BY_NAME: others |= {f"{BY_NAME[module]}.{p.stem}" for p in (_package() / BY_NAME[module]).glob("*.py") if p.stem != "__init__"}
+    if inside and module in BY_NAME:
+        others |= {
+            f"{BY_NAME[module]}.{p.stem}" for p in (_package() / BY_NAME[module]).glob("*.py") if p.stem != "__init__"
+        }
     data = [p for p in _package().glob("*/*.*") if p.suffix in {".csv", ".yaml"}]
     own = {p for p in data if p.name in code or (p.parent.name == room and re.search(r"\.(csv|yaml)", code))}
     return frozenset(others), frozenset(own)
@@ -279,7 +414,9 @@ def sources(step: Step) -> list[Path]:
     "The files that a step's results come from: its notebook, the modules that it imports, directly or not, and the tables they read."
     notebook, inside = where(step), step.kernel == "torch"
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    code = "\n".join(re.sub(r"^\s*[%!].*$", "", "".join(c["source"]), flags=re.M) for c in cells if c["cell_type"] == "code")
+    code = "\n".join(
+        re.sub(r"^\s*[%!].*$", "", "".join(c["source"]), flags=re.M) for c in cells if c["cell_type"] == "code"
+    )
     todo, seen, data = _imported(code) - MACHINERY, set(), set()
     while todo:
         module = todo.pop()
@@ -329,7 +466,12 @@ def _of_step(step: Step, p: Profile) -> list[Job]:
     found = []
     for own in each_run:
         given = {**dict(step.given), **own}
-        found.append(Job(step_name(step.name, **given), step, given, _files(step.inputs, p, given, step.study), _files(step.outputs, p, given, step.study)))
+        found.append(
+            Job(
+                step_name(step.name, **given), step, given, _files(step.inputs, p, given, step.study),
+                _files(step.outputs, p, given, step.study)
+            )
+        )
     return found
 
 def jobs(
@@ -339,7 +481,8 @@ def jobs(
 ) -> list[Job]:
     "All jobs of a profile, or those that a study needs. Raises `PeaceError` for a fault of the table."
     check_steps(steps)
-    if study and study not in studies(steps): raise PeaceError(f"There is no study {study!r}; there are {', '.join(studies(steps))}.")
+    if study and study not in studies(steps):
+        raise PeaceError(f"There is no study {study!r}; there are {', '.join(studies(steps))}.")
     p = load_profile(profile)
     out = left_out(p, steps)
     made = [job for s in steps if s.name not in out for job in _of_step(s, p)]
@@ -370,9 +513,14 @@ def check_steps(steps):
     for s in steps:
         if s.name in seen: raise PeaceError(f"The table of steps names {s.name!r} twice.")
         seen.add(s.name)
-        if not (project_root() / "nbs" / "studies" / s.study).is_dir(): raise PeaceError(f"The step {s.name!r} belongs to a study {s.study!r}, but nbs/studies has no such folder.")
-        if not where(s).is_file(): raise PeaceError(f"The step {s.name!r} runs {s.notebook}.ipynb, but nbs/studies/{s.study} has no such notebook.")
-        if s.kernel not in ("light", "torch"): raise PeaceError(f"The step {s.name!r} asks for a kernel {s.kernel!r}; there are light and torch.")
+        if not (project_root() / "nbs" / "studies" / s.study).is_dir():
+            raise PeaceError(f"The step {s.name!r} belongs to a study {s.study!r}, but nbs/studies has no such folder.")
+        if not where(s).is_file():
+            raise PeaceError(
+                f"The step {s.name!r} runs {s.notebook}.ipynb, but nbs/studies/{s.study} has no such notebook."
+            )
+        if s.kernel not in ("light", "torch"):
+            raise PeaceError(f"The step {s.name!r} asks for a kernel {s.kernel!r}; there are light and torch.")
 
 def _check_files(made: list[Job]):
     "Refuse a file that two jobs claim, and one that nobody makes."
@@ -398,10 +546,13 @@ class Study:
     figure: str       # the figure shown largest
 
 STUDIES = (
-    Study("peace", "PEACE, regenerated", "Transfer of ECG interpretation from adults to children, taught by clinical text",
-          headline="tables/table_2_transfer.csv",
-          reads="Macro AUROC in percent with its 95 % interval; below, in grey, what the preprint reports (v1 | v2), where known.",
-          claims="tables/table_7_claims.csv", figure="figures/figure_6_forest.png"),
+    Study(
+        "peace", "PEACE, regenerated",
+        "Transfer of ECG interpretation from adults to children, taught by clinical text",
+        headline="tables/table_2_transfer.csv",
+        reads="Macro AUROC in percent with its 95 % interval; below, in grey, what the preprint reports (v1 | v2), where known.",
+        claims="tables/table_7_claims.csv", figure="figures/figure_6_forest.png"
+    ),
 )
 
 def study_of(name: str, known=STUDIES) -> Study:
@@ -420,6 +571,17 @@ def places(study: str = "peace", steps=STEPS) -> list[dict]:
     "One row per table or figure that a reader finds by its number: name, notebook, what it shows."
     found = []
     for s in steps:
-        numbers = dict.fromkeys((m[1].capitalize(), int(m[2])) for o in s.outputs if isinstance(o, str) and (m := re.match(r"(?:tables|figures|measured)/(table|figure)_(\d+)_", o)))
-        if s.study == study and s.shows: found += [{"name": f"{kind} {n}", "kind": kind, "number": n, "step": s.name, "notebook": where(s), "shows": s.shows} for kind, n in numbers]
+        numbers = dict.fromkeys(
+            (m[1].capitalize(), int(m[2]))
+            for o in s.outputs
+            if isinstance(o, str) and (m := re.match(r"(?:tables|figures|measured)/(table|figure)_(\d+)_", o))
+        )
+        if s.study == study and s.shows:
+            found += [
+                {
+                    "name": f"{kind} {n}", "kind": kind, "number": n, "step": s.name, "notebook": where(s),
+                    "shows": s.shows
+                }
+                for kind, n in numbers
+            ]
     return sorted({r["name"]: r for r in found}.values(), key=lambda r: (r["kind"] == "Figure", r["number"]))

@@ -42,13 +42,13 @@ def reported_auroc(method:str,    # as in our tables, "PEACE"
 # %% ../../nbs/pipeline/06_tables.ipynb #264b0856
 def number(value:float|None, lo:float|None=None, hi:float|None=None) -> str:
     "A share as percent with its interval: `72.5 (70.1-74.8)`; `n/a` where it could not be computed."
-    missing = lambda v: v is None or (isinstance(v, float) and math.isnan(v))
+    def missing(v): return v is None or (isinstance(v, float) and math.isnan(v))
     if missing(value): return "n/a"
     return f"{100 * value:.1f}" + ("" if missing(lo) or missing(hi) else f" ({100 * lo:.1f}-{100 * hi:.1f})")
 
 def cell(value, lo, hi, v1:float|None, v2:float|None) -> str:
     "`regenerated (interval) | paper v1 | paper v2`, percent."
-    told = lambda v: "-" if v is None else f"{v:.1f}"
+    def told(v): return "-" if v is None else f"{v:.1f}"
     return f"{number(value, lo, hi)} | {told(v1)} | {told(v2)}"
 
 # %% ../../nbs/pipeline/06_tables.ipynb #1fc340cb

@@ -17,16 +17,17 @@ import contextlib, json, os, re, selectors, signal, socket, sys, time
 
 # %% ../../nbs/pipeline/11_warm.ipynb #b48ab847
 LAYERS = {  # layer → what it imports; each layer stands on the one before
-    "light": ("papermill", "nbclient", "nbconvert", "psutil", "typer", "yaml", "tqdm.auto",
-              "ipykernel.kernelapp", "ipykernel.debugger", "ipykernel.kernelspec", "ipykernel_launcher", "sqlite3",
-              "IPython.core.completerlib", "IPython.core.debugger", "IPython.core.logger", "IPython.core.oinspect",
-              "IPython.extensions.storemagic", "IPython.terminal.pt_inputhooks", "tornado.platform.asyncio",
-              "jupyter_client.provisioning.local_provisioner",
-              "numpy", "pandas", "pyarrow.dataset", "pyarrow.pandas_compat", "numba", "wfdb",
-              "matplotlib.pyplot", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_pdf", "seaborn",
-              "scipy.stats", "scipy.signal", "scipy.ndimage", "sklearn.linear_model", "sklearn.metrics",
-              "peace_nb.cli", "peace_nb.pipeline.build", "peace_nb.pipeline.tables", "peace_nb.store.store", "peace_nb.cohorts.load",
-              "peace_nb.signals.plots", "peace_nb.evaluation.metrics", "peace_nb.evaluation.comparisons"),
+    "light": (
+        "papermill", "nbclient", "nbconvert", "psutil", "typer", "yaml", "tqdm.auto", "ipykernel.kernelapp",
+        "ipykernel.debugger", "ipykernel.kernelspec", "ipykernel_launcher", "sqlite3", "IPython.core.completerlib",
+        "IPython.core.debugger", "IPython.core.logger", "IPython.core.oinspect", "IPython.extensions.storemagic",
+        "IPython.terminal.pt_inputhooks", "tornado.platform.asyncio", "jupyter_client.provisioning.local_provisioner",
+        "numpy", "pandas", "pyarrow.dataset", "pyarrow.pandas_compat", "numba", "wfdb", "matplotlib.pyplot",
+        "matplotlib.backends.backend_agg", "matplotlib.backends.backend_pdf", "seaborn", "scipy.stats", "scipy.signal",
+        "scipy.ndimage", "sklearn.linear_model", "sklearn.metrics", "peace_nb.cli", "peace_nb.pipeline.build",
+        "peace_nb.pipeline.tables", "peace_nb.store.store", "peace_nb.cohorts.load", "peace_nb.signals.plots",
+        "peace_nb.evaluation.metrics", "peace_nb.evaluation.comparisons"
+    ),
     "torch": ("torch", "transformers", "accelerate", "safetensors.torch", "peace_nb.*"),
 }
 MODULE = "peace_nb.pipeline.warm"        # this module

@@ -75,7 +75,7 @@ def _finish_sheet(fig, here: dict, title, findings, foot: str):
     strip = (0.32 if title else 0) + 0.19 * len(lines) + (0.08 if title or lines else 0)   # inches
     fig.set_size_inches(width, height + strip)
     ax.set_position((0, 0, 1, height / (height + strip)))
-    at = lambda inches: 1 - inches / (height + strip)
+    def at(inches): return 1 - inches / (height + strip)
     if title: fig.text(0.15 / width, at(0.07), title, va="top", size=12, weight="bold")
     for i, line in enumerate(lines):
         fig.text(0.15 / width, at((0.32 if title else 0.07) + 0.19 * i), line, va="top", size=9, family="monospace")

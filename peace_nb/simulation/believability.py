@@ -89,7 +89,7 @@ def p_and_t(signal, peaks, fs: int, mask):
         except (ValueError, IndexError, ZeroDivisionError): continue
         p.append(_nearest(w["ECG_P_Onsets"], peaks, -min(.36 * fs, .6 * rr), -.04 * fs))
         t.append(_nearest(w["ECG_T_Offsets"], peaks, .12 * fs, min(.62 * fs, .85 * rr)))
-    middle = lambda rows: np.nanmedian([np.nanmedian(v) for v in rows if np.isfinite(v).any()] or [np.nan])
+    def middle(rows): return np.nanmedian([np.nanmedian(v) for v in rows if np.isfinite(v).any()] or [np.nan])
     return middle(p), middle(t), float(np.mean([np.isfinite(v).mean() for v in p])) if p else 0.
 
 # %% ../../nbs/simulation/08_believability.ipynb #93046d36
@@ -113,7 +113,8 @@ def measure(
     fs: int = 500,    # samples per second
     mask=None,        # (12,) bool, which leads were recorded
 ) -> dict:
-    "Rate (1/min), pr, qrs, qt, qtc Bazett (ms), axis (degrees) and `R_II`, `T_V3`, … (mV). Values that cannot be measured are missing; no beats: an empty dict."
+    ("Rate (1/min), pr, qrs, qt, qtc Bazett (ms), axis (degrees) and `R_II`, `T_V3`, … (mV). "
+     "Values that cannot be measured are missing; no beats: an empty dict.")
     mask = np.ones(12, bool) if mask is None else np.asarray(mask, bool)
     signal = np.nan_to_num(np.asarray(signal, float))
     peaks = r_peaks(signal, fs, mask)
@@ -159,7 +160,7 @@ def expert_intervals(
         ann = wfdb.rdann(str(stem), lead.lower())
         symbol, t = np.array(ann.symbol), ann.sample * 2.0
         core = np.flatnonzero(np.isin(symbol, ["p", "N", "t"]))
-        edge = lambda k, step, mark: t[k + step] if 0 <= k + step < len(t) and symbol[k + step] == mark else np.nan
+        def edge(k, step, mark): return t[k + step] if 0 <= k + step < len(t) and symbol[k + step] == mark else np.nan  # noqa: B023
         waves = {
             w: np.array([(edge(k, -1, "("), t[k], edge(k, 1, ")")) for k in core if symbol[k] == w]).reshape(-1, 3)
             for w in "pNt"
@@ -170,7 +171,7 @@ def expert_intervals(
 def _expert_lead(p, n, t):
     pr = [on - p[(p[:, 1] < r) & (p[:, 1] > r - 400)][-1:, 0] for on, r, _ in n]
     qt = [t[(t[:, 1] > r) & (t[:, 1] < r + 600)][:1, 2] - on for on, r, _ in n]
-    middle = lambda v: np.nanmedian(np.concatenate(v)) if len(v) and sum(map(len, v)) > 2 else np.nan
+    def middle(v): return np.nanmedian(np.concatenate(v)) if len(v) and sum(map(len, v)) > 2 else np.nan
     return {"pr": middle(pr), "qrs": np.nanmedian(n[:, 2] - n[:, 0]) if len(n) else np.nan, "qt": middle(qt)}
 
 # %% ../../nbs/simulation/08_believability.ipynb #5cb57819

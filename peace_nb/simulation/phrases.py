@@ -248,7 +248,7 @@ def zzu_dictionary() -> pd.DataFrame:
 def zzu_codes() -> tuple:
     "Description -> AHA code and description -> CHN code; the description itself where the vocabulary has none."
     t = zzu_dictionary()
-    pick = lambda col: {d: d if c == "N/A" else c.replace(" ", "") for d, c in zip(t["Description"], t[col])}
+    def pick(col): return {d: d if c == "N/A" else c.replace(" ", "") for d, c in zip(t["Description"], t[col])}
     return pick("AHA(Category&Code)"), pick("CHN(Category&Code)")
 
 # %% ../../nbs/simulation/06_phrases.ipynb #2e3b6d3a

@@ -23,7 +23,9 @@ class Beats:
         self.rr.append(t - self.qrs[-1] if self.qrs else 0.8)
         self.qrs.append(t)
         self.kind.append(kind)
-    def wave(self, t, kind=0): self.p.append(t); self.p_kind.append(kind)
+    def wave(self, t, kind=0):
+        self.p.append(t)
+        self.p_kind.append(kind)
 
 # %% ../../nbs/simulation/02_rhythm.ipynb #0f00fc30
 def sinus_times(rr, seconds, sarrh, z, u):
@@ -46,7 +48,9 @@ def sinus_rhythm(b, t, pr, rr, c, z, u, seconds):
         if every: return set(inside[1 + int(8 * v) % every::every])
         k = 1 + int(4 * sev**3 * m / 10 + (v > .7))
         return {inside[int(x * m)] for x in u[8:8 + k]} if m else set()
-    if c["pvc"]: pvc = chosen(c["pvc"], u[5]); pvc = {i for i in pvc if i - 1 not in pvc}
+    if c["pvc"]:
+        pvc = chosen(c["pvc"], u[5])
+        pvc = {i for i in pvc if i - 1 not in pvc}
     if c["pac"]: pac = chosen(c["pac"], u[6]) - pvc
     early_v, early_a, reset = .42 + .3 * u[20], .50 + .32 * u[21], 0.0
     for i in range(len(t)):
@@ -107,7 +111,9 @@ def av_block(b, t, pr, c, z, u, seconds, qrs_wide):
     for x in t: b.wave(x)
     if c["avb3"]:
         cyc, e = 60 / (28 + 27 * u[0] if qrs_wide else 38 + 22 * u[0]), -1.5 + u[1]
-        while e < seconds + 1: b.beat(e, 0); e += cyc * (1 + .01 * z[len(b.qrs) % 64])
+        while e < seconds + 1:
+            b.beat(e, 0)
+            e += cyc * (1 + 0.01 * z[len(b.qrs) % 64])
         return b
     mode, ratio = ("wenckebach", "mobitz", "2:1")[int(u[0] * 3)], 3 + int(u[1] * 3)
     for i, x in enumerate(t):

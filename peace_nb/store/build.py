@@ -97,7 +97,9 @@ class SpooledCohort:
 # %% ../../nbs/store/03_build.ipynb #cd4d6ad9
 def _rows(cohort, a: int, b: int): # (a cohort that holds rows a to b, their ids)
     "Some rows of a cohort: read from disk where it is a `SpooledCohort`, cut from its table otherwise."
-    if isinstance(cohort, SpooledCohort): part = cohort.rows(a, b); return part, list(part.table.index)
+    if isinstance(cohort, SpooledCohort):
+        part = cohort.rows(a, b)
+        return part, list(part.table.index)
     ids = list(cohort.table.index[a:b])
     return (cohort.part(ids) if hasattr(cohort, "part") else cohort), ids
 
@@ -105,7 +107,9 @@ def _chunks(cohort, spec: SignalSpec, todo: list, jobs: int):
     "Prepared chunks of the stretches (a, b) in `todo`, in order, by `jobs` processes (1: in this one)."
     if jobs <= 1 or len(todo) < 3 * jobs:   # starting a process costs more than preparing a few hundred records
         if todo and todo[-1][1] - todo[0][0] > 500: warm()       # so does loading a compiler
-        for ab in todo: part, ids = _rows(cohort, *ab); yield prepare_chunk(part, spec, ids)
+        for ab in todo:
+            part, ids = _rows(cohort, *ab)
+            yield prepare_chunk(part, spec, ids)
         return
     with ProcessPoolExecutor(jobs, get_context("spawn"), warm) as pool:
         queue = deque()

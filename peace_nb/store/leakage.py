@@ -263,7 +263,7 @@ def _guesses(store) -> dict: # what one could look at -> (N,) numbers
     sets = _words(store)
     counts = pd.Series([w for s in sets for w in s]).value_counts()
     for w in counts.index[(counts >= 5) & (counts < len(store))][:50]:
-        ways[f"the word {w!r}"] = sets.map(lambda s: w in s).to_numpy(float)
+        ways[f"the word {w!r}"] = sets.map(lambda s: w in s).to_numpy(float)  # noqa: B023
     return ways
 
 def _names(store, above: float = 0.9) -> list:

@@ -95,8 +95,11 @@ def open(cls: SignalStore,
             else ""
         )
         raise PeaceError(f"{path} is not a signal store: it has no store.json{half}")
-    try: store = cls(path, json.loads((path / "store.json").read_text(encoding="utf-8"))); len(store)
-    except (ValueError, KeyError, TypeError) as e: raise PeaceError(f"{path / 'store.json'} cannot be read: {e}") from e
+    try:
+        store = cls(path, json.loads((path / "store.json").read_text(encoding="utf-8")))
+        len(store)
+    except (ValueError, KeyError, TypeError) as e:
+        raise PeaceError(f"{path / 'store.json'} cannot be read: {e}") from e
     if spec is not None and store.spec != spec:
         raise PeaceError(f"{path} holds signals of {store.spec}, but {spec} was asked for")
     _check_store(store)
@@ -165,7 +168,9 @@ def create(cls: SignalStore,
                 writer.append(_checked(signals, mask, table, labels, spec, seen))
                 bar.update(len(table))
         if not writer.done: raise PeaceError(f"no block was given for {path}")
-    except BaseException: writer.discard(); raise   # an iterator cannot be resumed: leave nothing behind
+    except BaseException:   # an iterator cannot be resumed: leave nothing behind
+        writer.discard()
+        raise
     writer.finish(source, {"built_by": "create"})
     return cls.open(path, spec)
 

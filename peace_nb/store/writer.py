@@ -112,7 +112,9 @@ class Writer:
     @property
     def done(self) -> int: return len(self.receipts)   # chunks already on disk
     def close(self): self.f.close()
-    def discard(self): self.close(); shutil.rmtree(self.dir)
+    def discard(self):
+        self.close()
+        shutil.rmtree(self.dir)
 
 def _plan_of(note: Path):
     "The plan of an unfinished build; None when there is none or it cannot be read, which counts as another build."
@@ -174,7 +176,9 @@ def _join_frames(parts: list, path: Path):
         for p in parts:
             waiting.append(_fitted(pq.read_table(p), schema))
             rows += len(waiting[-1])
-            if rows >= 4096 or p is parts[-1]: out.write_table(pa.concat_tables(waiting)); waiting, rows = [], 0
+            if rows >= 4096 or p is parts[-1]:
+                out.write_table(pa.concat_tables(waiting))
+                waiting, rows = [], 0
 
 def _fitted(table, schema):
     "The columns of an Arrow table in the order and types of `schema`; an absent one is empty."

@@ -124,7 +124,8 @@ def training_rows(
     split: pd.Series,       # "train", "val", "test", same index
     seed: int=0,            # of the support set
 ) -> tuple[np.ndarray, pd.DataFrame | None]:  # rows to train on, and the support set where one was drawn
-    "The rows a setting may train on: none, a support set, or the whole training split; never a validation or test row. Raises `PeaceError` where a support set finds no positive"
+    ("The rows a setting may train on: none, a support set, or the whole training split; never "
+     "a validation or test row. Raises `PeaceError` where a support set finds no positive")
     check_split(patients, split)
     train = rows_of(split, "train", labels.index)
     if how.shots == 0: return train[:0], None
@@ -160,7 +161,7 @@ class Paired:
         if not len(source): raise PeaceError("the source has no record to adapt from.")
         self.target, self.source = target, source
         self.store, self.indices, self.normaliser = target.store, target.indices, target.normaliser
-        name = lambda data: getattr(data, "fingerprint", None) or data.store.fingerprint
+        def name(data): return getattr(data, "fingerprint", None) or data.store.fingerprint
         adults = hashlib.sha256(np.ascontiguousarray(source.indices, np.int64).tobytes()).hexdigest()[:16]
         # a state of a run with other adults is not continued
         self.fingerprint = f"{name(target)}+{name(source)}:{adults}"
@@ -220,7 +221,8 @@ def param_groups(
     module: nn.Module,
     weight_decay: float,  # for parameters with two dimensions or more
 ) -> list[dict]:
-    "Groups for AdamW: with weight decay and without, for each factor of the learning rate; frozen parameters in none. Raises `PeaceError` where nothing can be trained"
+    ("Groups for AdamW: with weight decay and without, for each factor of the learning rate; "
+     "frozen parameters in none. Raises `PeaceError` where nothing can be trained")
     params = [p for p in module.parameters() if p.requires_grad]
     if not params: raise PeaceError(f"{getattr(module, 'name', 'the method')} has no parameter that can be trained.")
     factors, names = (

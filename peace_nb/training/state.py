@@ -36,9 +36,11 @@ def deterministic():
     torch.backends.cudnn.benchmark = False
     # a debugging aid that costs time: we do not read uninitialised memory
     torch.utils.deterministic.fill_uninitialized_memory = False
-    try: yield
+    try:
+        yield
     finally:
-        torch.use_deterministic_algorithms(was, warn_only=warn); torch.backends.cudnn.benchmark = bench
+        torch.use_deterministic_algorithms(was, warn_only=warn)
+        torch.backends.cudnn.benchmark = bench
         torch.utils.deterministic.fill_uninitialized_memory = fill
 
 # %% ../../nbs/training/03_state.ipynb #89fc7dea

@@ -132,7 +132,9 @@ def adamw(
 # %% ../../nbs/training/04_trainer.ipynb #a255a294
 class LossModule(nn.Module):
     "`forward` is the method's `loss`, so that accelerate and DDP see an ordinary module"
-    def __init__(self, method): super().__init__(); self.method = method
+    def __init__(self, method):
+        super().__init__()
+        self.method = method
     def forward(self, batch, progress): return self.method.loss(batch, progress)
 
 def resolve_precision(
@@ -213,7 +215,7 @@ def restore(self: Run) -> bool:  # whether there was a state of this run
     if differs:
         if self.main: print(f"{path} belongs to another run (its {', '.join(differs)} differ): starting anew.")
         return False
-    part = lambda prefix: {k[len(prefix):]: v for k, v in tensors.items() if k.startswith(prefix)}
+    def part(prefix): return {k[len(prefix):]: v for k, v in tensors.items() if k.startswith(prefix)}
     self.method.load_state_dict(part("model."))
     groups = self.opt.state_dict()
     for k, v in part("adam.").items(): groups["state"].setdefault(int(k.split(".")[0]), {})[k.split(".")[1]] = v
@@ -319,7 +321,8 @@ def batches(self: Run, epoch: int) -> list:  # positions of each batch; pairs of
 # %% ../../nbs/training/04_trainer.ipynb #740f95c3
 @patch
 def validate(self: Run, epoch: int) -> float:
-    "Score the validation split, write a row of val.csv, keep the weights when they are the best so far. Raises `PeaceError` where no label of the validation split has both classes"
+    ("Score the validation split, write a row of val.csv, keep the weights when they are the "
+     "best so far. Raises `PeaceError` where no label of the validation split has both classes")
     mine = np.arange(len(self.val_data))[self.acc.process_index::self.acc.num_processes]
     with self.ema.swapped() if self.ema else nullcontext():
         logits = predict_logits(self.method, self.val_data, 256, mine, self.acc.autocast)
@@ -378,7 +381,9 @@ def fit(self: Run, stop_after: int=None) -> bool:  # whether the run came to its
             if self.step == entered + 4: self.estimate((time.perf_counter() - began) / 3, val_seconds)
             if self.step % self.per_epoch == 0 and self.val_data is not None: self.validate(epoch + 1)
             if self.step % self.cfg.checkpoint_every == 0 or self.step == stop_after: self.save()
-            if self.step == stop_after: bar.close(); return False
+            if self.step == stop_after:
+                bar.close()
+                return False
     bar.close()
     return True
 
@@ -524,7 +529,9 @@ def adaptation_data(
     source=None,         # (store, split) of the adults
     labels: tuple=(),
 ) -> tuple:              # training data and validation data
-    "What a method is adapted with: the target's rows, with the source beside them and without labels where the setting and the method say so. Raises `PeaceError` for a source that is missing, or prepared in another way"
+    ("What a method is adapted with: the target's rows, with the source beside them and "
+     "without labels where the setting and the method say so. Raises `PeaceError` for a source "
+     "that is missing, or prepared in another way")
     kept, chooses = data(rows), data(val)
     reads = getattr(method, "reads_source", False)
     if (reads or not setting(how).labelled) and source is None:
@@ -536,7 +543,7 @@ def adaptation_data(
     check_split(adults.table["patient_id"], split)
     if adults.spec != kept.store.spec:
         raise PeaceError(f"the source was prepared with {adults.spec} and the target with {kept.store.spec}.")
-    part = lambda name: StoreDataset(adults, rows_of(split, name, adults.table.index), kept.normaliser, labels)
+    def part(name): return StoreDataset(adults, rows_of(split, name, adults.table.index), kept.normaliser, labels)
     if setting(how).labelled: return Paired(kept, part("train")), chooses
     return Paired(unlabelled(kept), part("train")), part("val")
 
@@ -566,7 +573,7 @@ def adapt(
         for name, listed in (("support_set", support), ("support_report", report)):
             write_text(out / f"{name}.csv", listed.to_csv(lineterminator="\n"))
     val, test = rows_of(split, "val", store.table.index), rows_of(split, "test", store.table.index)
-    data = lambda r: StoreDataset(store, r, model.normaliser, labels)
+    def data(r): return StoreDataset(store, r, model.normaliser, labels)
     result = (
         train(method, *adaptation_data(method, how, data, rows, val, source, labels), cfg, out, progress)
         if len(rows)
@@ -596,13 +603,13 @@ def score_settings(
 ) -> list:      # one table per setting and cohort, with the column setting
     "Scores of one pretrained network under every setting; what it learns nothing for is scored once."
     as_pretrained, found = {}, []
-    for setting in settings:
-        how = learns_from(method, setting)
-        net = adapted(setting) if how else None
+    for name in settings:
+        how = learns_from(method, name)
+        net = adapted(name) if how else None
         for cohort in cohorts:
-            if how: scores = score(net, setting, cohort)
+            if how: scores = score(net, name, cohort)
             else:
-                if cohort not in as_pretrained: as_pretrained[cohort] = score(None, setting, cohort)
+                if cohort not in as_pretrained: as_pretrained[cohort] = score(None, name, cohort)
                 scores = as_pretrained[cohort]
-            found.append(scores.assign(setting=setting))
+            found.append(scores.assign(setting=name))
     return found
