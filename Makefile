@@ -12,7 +12,7 @@ else
 BIN := .venv/bin
 endif
 
-.PHONY: paper test readme lab clean
+.PHONY: paper test readme outputs site lab clean
 .DEFAULT_GOAL := paper
 
 # The environment is made again only when the lock or the package's own requirements change.
@@ -32,7 +32,26 @@ test: .venv/.ready
 	$(BIN)/python -m pytest -q -n $(CORES) --dist loadfile
 
 readme: .venv/.ready
-	$(BIN)/python -c "from peace_nb.pipeline import write_readme; write_readme()"
+	$(BIN)/python -c "from peace_nb.pipeline.readme import write_readme; write_readme()"
+
+# Runs the library notebooks and stores what they show: make outputs ONLY="models ages/01". With REFERENCE=demo it keeps small executed copies of that build instead.
+ONLY ?=
+REFERENCE ?=
+outputs: .venv/.ready
+ifeq ($(REFERENCE),)
+	$(BIN)/python -c "from peace_nb.pipeline.kept import refresh; refresh('$(ONLY)')"
+else
+	$(BIN)/python -c "from peace_nb.pipeline.kept import keep_copies; keep_copies('$(REFERENCE)')"
+endif
+
+# The documentation, from what is checked in; nothing is run. make site SERVE=1 opens it in a browser.
+SERVE ?=
+.venv/.site: .venv/.ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[site]"
+	$(BIN)/python -c "import pathlib; pathlib.Path('.venv/.site').touch()"
+
+site: .venv/.site
+	$(BIN)/python docs/build.py $(if $(SERVE),--serve)
 
 lab: .venv/.ready
 	$(BIN)/python -m jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/nbs

@@ -15,9 +15,14 @@ from . import __version__
 from .settings import PeaceError
 
 # %% ../nbs/04_command_line.ipynb #e48d0bb2
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
-                  help="Reproduce PEACE: adult-to-child ECG transfer taught by clinical text. Research software, no medical device.")
-Model = Annotated[Path, typer.Option("--model", help="Folder of a checkpoint, for example paper/build/demo/peace/models/sim2real/PEACE.")]
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
+    help="Reproduce PEACE: adult-to-child ECG transfer taught by clinical text. Research software, no medical device."
+)
+Model = Annotated[
+    Path,
+    typer.Option("--model", help="Folder of a checkpoint, for example paper/build/demo/peace/models/sim2real/PEACE.")
+]
 
 @app.callback(invoke_without_command=True)
 def _version(version:Annotated[bool, typer.Option("--version", help="Print the version.")]=False):
@@ -25,10 +30,14 @@ def _version(version:Annotated[bool, typer.Option("--version", help="Print the v
 
 # %% ../nbs/04_command_line.ipynb #9f8d5baf
 @app.command()
-def paper(profile:Annotated[str, typer.Option(help="Section of settings.ini.")]="demo",
-          cores:Annotated[int, typer.Option(help="Steps that may run at the same time.")]=2,
-          methods:Annotated[str, typer.Option(help="Compare only these, for example \"PEACE DANN\"; all of the profile where not given.")]="",
-          study:Annotated[str, typer.Option(help="Build only this study, for example peace; all where not given.")]=""):
+def paper(
+    profile: Annotated[str, typer.Option(help="Section of settings.ini.")] = "demo",
+    cores: Annotated[int, typer.Option(help="Steps that may run at the same time.")] = 2,
+    methods: Annotated[
+        str, typer.Option(help="Compare only these, for example \"PEACE DANN\"; all of the profile where not given.")
+    ] = "",
+    study: Annotated[str, typer.Option(help="Build only this study, for example peace; all where not given.")] = "",
+):
     "Regenerate every figure and table, and compare the tables with those kept with the source."
     from peace_nb.pipeline.build import build_paper, products
     from peace_nb.pipeline.outputs import build_dir
@@ -42,7 +51,9 @@ def paper(profile:Annotated[str, typer.Option(help="Section of settings.ini.")]=
         report_reference(profile, study=name)
 
 @app.command("run-step", hidden=True)
-def run_step(step:str, params:Annotated[Optional[list[str]], typer.Argument(help="name=value")]=None, profile:str="smoke"):
+def run_step(
+    step: str, params: Annotated[Optional[list[str]], typer.Argument(help="name=value")] = None, profile: str = "smoke"
+):
     "Run one step of a study."
     from peace_nb.pipeline.build import run_step as run
     pairs = dict(p.split("=", 1) for p in params or [])
@@ -62,22 +73,34 @@ def report(profile:str="demo", study:str="peace"):
 
 # %% ../nbs/04_command_line.ipynb #056195de
 @app.command()
-def simulate(age:Annotated[float, typer.Option(min=0, max=100, help="Years.")]=40,
-             label:Annotated[Optional[list[str]], typer.Option(help="A finding this person has, for example RVH; none where not given.")]=None,
-             seed:Annotated[int, typer.Option(min=0, help="Another seed, another person.")]=0,
-             plot:Annotated[Path, typer.Option(help="PNG to write.")]=Path("ecg.png")):
+def simulate(
+    age: Annotated[float, typer.Option(min=0, max=100, help="Years.")] = 40,
+    label: Annotated[
+        Optional[list[str]], typer.Option(help="A finding this person has, for example RVH; none where not given.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed, another person.")] = 0,
+    plot: Annotated[Path, typer.Option(help="PNG to write.")] = Path("ecg.png"),
+):
     "Draw one simulated person's ECG: `peace-nb simulate --age 0.2 --label RVH`."
     from peace_nb.simulation.simulator import simulate as draw
-    person = draw(1, "child" if age < 16 else "adult", seed, age_days=max(age * 365.25, 0.5), labels=("NORM", *(label or ())))
+    person = draw(
+        1, "child" if age < 16 else "adult", seed, age_days=max(age * 365.25, 0.5), labels=("NORM", *(label or ()))
+    )
     row, found = person.table.iloc[0], [l for l, has in person.labels.iloc[0].items() if has == 1]
-    _draw(person.signals[0], 500, plot, f"simulated, {age:g} years", ["read by the criteria of this age: " + (", ".join(found) or "nothing")])
-    print(f"{plot}: a simulated person of {age:g} years, {row['heart_rate']:.0f} beats a minute; {', '.join(found) or 'no finding'}")
+    _draw(
+        person.signals[0], 500, plot, f"simulated, {age:g} years",
+        ["read by the criteria of this age: " + (", ".join(found) or "nothing")]
+    )
+    print(
+        f"{plot}: a simulated person of {age:g} years, {row['heart_rate']:.0f} beats a minute; {', '.join(found) or 'no finding'}"
+    )
 
 def _draw(signal, fs:float, path:Path, title:str, findings:list):
     "Write an ECG on ECG paper as PNG."
     from peace_nb.files import replacing
     from peace_nb.signals.plots import plot_ecg
-    with replacing(path) as tmp: plot_ecg(signal, fs, title=title, findings=findings).savefig(tmp, format="png", dpi=110, bbox_inches="tight")
+    with replacing(path) as tmp:
+        plot_ecg(signal, fs, title=title, findings=findings).savefig(tmp, format="png", dpi=110, bbox_inches="tight")
 
 # %% ../nbs/04_command_line.ipynb #75ac7ffd
 def _framed(x, mask, age_years:float, fs:float):
@@ -92,8 +115,10 @@ def predict_record(record:Path|str,            # path of a WFDB record, with or 
                    frame:bool=False            # bring the ECG into the adult's frame first
                   ) -> dict:
     "Probabilities of one record: `{'record', 'fs', 'seconds', 'leads', 'quality', 'age_years', 'frame', 'reads_age', 'probabilities'}`. Raises `PeaceError` for a record that cannot be read, or an age that cannot be."
-    if frame and age_years is None: raise PeaceError("The adult's frame needs the patient's age: give it in years (--age 0.5).")
-    if age_years is not None and not 0 <= age_years <= 130: raise PeaceError(f"An age of {age_years:g} years cannot be; give it in years (--age 0.5 for six months).")
+    if frame and age_years is None:
+        raise PeaceError("The adult's frame needs the patient's age: give it in years (--age 0.5).")
+    if age_years is not None and not 0 <= age_years <= 130:
+        raise PeaceError(f"An age of {age_years:g} years cannot be; give it in years (--age 0.5 for six months).")
     from peace_nb.cohorts.records import read_record
     from peace_nb.signals.prepare import prepare_flagged, quality_text
     from peace_nb.training.checkpoint import load_model, predict_signals
@@ -102,18 +127,29 @@ def predict_record(record:Path|str,            # path of a WFDB record, with or 
     try: x, mask, flags = prepare_flagged(signal, names, fs, loaded.spec)
     except PeaceError as e: raise PeaceError(f"{record}: {e}") from None
     if frame: x = _framed(x, mask, age_years, loaded.spec.fs)
-    scores = predict_signals(loaded, x[None], mask[None], age_years=None if frame or age_years is None else [age_years])[0]
-    return {"record": str(record), "fs": float(fs), "seconds": signal.shape[-1] / fs, "leads": [l for l, m in zip(loaded.spec.leads, mask) if m],
-            "quality": quality_text(flags), "age_years": age_years, "frame": frame, "reads_age": loaded.method.reads_age, "probabilities": {l: round(float(s), 4) for l, s in zip(loaded.labels, scores)}}
+    scores = predict_signals(
+        loaded, x[None], mask[None], age_years=None if frame or age_years is None else [age_years]
+    )[0]
+    return {
+        "record": str(record), "fs": float(fs), "seconds": signal.shape[-1] / fs,
+        "leads": [l for l, m in zip(loaded.spec.leads, mask) if m], "quality": quality_text(flags),
+        "age_years": age_years, "frame": frame, "reads_age": loaded.method.reads_age,
+        "probabilities": {l: round(float(s), 4) for l, s in zip(loaded.labels, scores)}
+    }
 
 # %% ../nbs/04_command_line.ipynb #cb94c478
 def _show(found:dict, top:int|None=None):
     "The probabilities as a table, highest first."
     from peace_nb.labels.table import LABEL_TABLE
     age = found["age_years"]
-    print(f"{found['record']}: {found['seconds']:.1f} s at {found['fs']:g} Hz, leads {' '.join(found['leads'])}" + (f"; quality: {found['quality']}" if found["quality"] else "")
-          + (f"; {age:g} years" if age is not None else "") + ("; read in the adult's frame" if found["frame"] else ""))
-    if found["reads_age"] and age is None: print("This model reads the patient's age. None was given (--age), so the record is read as an adult's.")
+    print(
+        f"{found['record']}: {found['seconds']:.1f} s at {found['fs']:g} Hz, leads {' '.join(found['leads'])}"
+        + (f"; quality: {found['quality']}" if found["quality"] else "")
+        + (f"; {age:g} years" if age is not None else "")
+        + ("; read in the adult's frame" if found["frame"] else "")
+    )
+    if found["reads_age"] and age is None:
+        print("This model reads the patient's age. None was given (--age), so the record is read as an adult's.")
     for label, p in sorted(found["probabilities"].items(), key=lambda kv: -kv[1])[:top]:
         print(f"  {label:6} {p:7.3f}  {LABEL_TABLE.loc[label, 'name']}")
     print("Research software, no medical device: probabilities are a network's scores, not diagnoses.")
@@ -135,11 +171,18 @@ def _plot(record:Path, found:dict, out:Path, top:int=3):
 
 # %% ../nbs/04_command_line.ipynb #0882430e
 @app.command()
-def predict(record:Annotated[Path, typer.Argument(help="A WFDB record, path without extension or its .hea file.")], model:Model,
-            age:Annotated[Optional[float], typer.Option(help="The patient's age in years, 0.5 for six months.")]=None,
-            frame:Annotated[bool, typer.Option("--frame", help="Bring a child's ECG into the adult's frame first; needs --age.")]=False,
-            as_json:Annotated[bool, typer.Option("--json", help="Print JSON.")]=False,
-            plot:Annotated[Optional[Path], typer.Option(help="Write the ECG on ECG paper, with the top findings, to this PNG.")]=None):
+def predict(
+    record: Annotated[Path, typer.Argument(help="A WFDB record, path without extension or its .hea file.")],
+    model: Model,
+    age: Annotated[Optional[float], typer.Option(help="The patient's age in years, 0.5 for six months.")] = None,
+    frame: Annotated[
+        bool, typer.Option("--frame", help="Bring a child's ECG into the adult's frame first; needs --age.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    plot: Annotated[
+        Optional[Path], typer.Option(help="Write the ECG on ECG paper, with the top findings, to this PNG.")
+    ] = None,
+):
     "Read one ECG and print each label's probability."
     found = predict_record(record, model, age, frame)
     if plot: _plot(record, found, plot)
@@ -147,7 +190,9 @@ def predict(record:Annotated[Path, typer.Argument(help="A WFDB record, path with
     else: _show(found)
 
 # %% ../nbs/04_command_line.ipynb #4808dec9
-def evaluate_cohort(name:str, root:Path|str, model:Path|str, n_boot:int=1000, jobs:int=2, store:Path|str|None=None) -> tuple:
+def evaluate_cohort(
+    name: str, root: Path | str, model: Path | str, n_boot: int = 1000, jobs: int = 2, store: Path | str | None = None
+) -> tuple:
     "Score a checkpoint on a cohort: `(table of metrics, counts)`. The prepared signals are kept in `store` if given."
     import numpy as np
     from peace_nb.cohorts.load import load_cohort
@@ -158,36 +203,68 @@ def evaluate_cohort(name:str, root:Path|str, model:Path|str, n_boot:int=1000, jo
     with tempfile.TemporaryDirectory() as scratch:
         built = build_store(cohort, loaded.spec, Path(store or scratch) / name, jobs=jobs)
         table = summarise(predict_store(loaded, built, np.arange(len(built))), n_boot=n_boot, seed=0)
-        counts = {"cohort": name, "records": len(built), "set_aside": len(cohort.table) - len(built), "patients": int(built.table["patient_id"].nunique())}
+        counts = {
+            "cohort": name, "records": len(built), "set_aside": len(cohort.table) - len(built),
+            "patients": int(built.table["patient_id"].nunique())
+        }
     return table, counts
 
 # %% ../nbs/04_command_line.ipynb #ae91c2e6
 @app.command()
-def evaluate(name:Annotated[str, typer.Argument(help="mimic-iv-ecg, ptb-xl, zzu-pecg or another cohort that `peace-nb datasets` lists.")], root:Annotated[Path, typer.Option(help="Folder of the data set.")], model:Model,
-             as_json:Annotated[bool, typer.Option("--json", help="Print JSON.")]=False, bootstrap:int=1000, jobs:int=2,
-             store:Annotated[Optional[Path], typer.Option(help="Keep the prepared signals here, to go on after an interruption.")]=None):
+def evaluate(
+    name: Annotated[
+        str, typer.Argument(help="mimic-iv-ecg, ptb-xl, zzu-pecg or another cohort that `peace-nb datasets` lists.")
+    ],
+    root: Annotated[Path, typer.Option(help="Folder of the data set.")],
+    model: Model,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    bootstrap: int = 1000,
+    jobs: int = 2,
+    store: Annotated[
+        Optional[Path], typer.Option(help="Keep the prepared signals here, to go on after an interruption.")
+    ] = None,
+):
     "Score a checkpoint on a whole cohort."
     table, counts = evaluate_cohort(name, root, model, bootstrap, jobs, store)
     if as_json: return print(json.dumps({**counts, "metrics": json.loads(table.to_json(orient="records"))}, indent=1))
     print(", ".join(f"{k} {v}" for k, v in counts.items()))
     shown = table[table["scored"]].drop(columns=["scored", "reason"], errors="ignore")
     print(shown.to_string(index=False, float_format=lambda v: f"{v:.3f}"))
-    for _, row in table[~table["scored"].astype(bool)].iterrows(): print(f"not scored: {row['label']} ({row['reason']})")
+    for _, row in table[~table["scored"].astype(bool)].iterrows():
+        print(f"not scored: {row['label']} ({row['reason']})")
 
 # %% ../nbs/04_command_line.ipynb #ff6885e4
 @app.command()
-def download(name:Annotated[str, typer.Argument(help="ptb-xl, zzu-pecg, leipzig, ludb or ptb-xl-plus; mimic-iv-ecg is explained and verified.")],
-             to:Annotated[Path, typer.Option(help="Folder to put it in, or that holds a copy.")],
-             accept_licence:Annotated[bool, typer.Option("--accept-licence", help="You have read the licence and accept it.")]=False,
-             only:Annotated[Optional[list[str]], typer.Option(help="Only records whose path fits, for example 'records100/*'.")]=None,
-             source:Annotated[Optional[str], typer.Option("--from", help="Address of a mirror of your own, laid out like the publisher's folder.")]=None,
-             jobs:Annotated[int, typer.Option(min=1, max=16, help="Files at the same time.")]=4,
-             remove_archive:Annotated[bool, typer.Option("--remove-archive", help="Delete a zip once it is unpacked and verified.")]=False,
-             quiet:Annotated[bool, typer.Option("--quiet", help="No progress bar.")]=False):
+def download(
+    name: Annotated[
+        str,
+        typer.Argument(help="ptb-xl, zzu-pecg, leipzig, ludb or ptb-xl-plus; mimic-iv-ecg is explained and verified.")
+    ],
+    to: Annotated[Path, typer.Option(help="Folder to put it in, or that holds a copy.")],
+    accept_licence: Annotated[
+        bool, typer.Option("--accept-licence", help="You have read the licence and accept it.")
+    ] = False,
+    only: Annotated[
+        Optional[list[str]], typer.Option(help="Only records whose path fits, for example 'records100/*'.")
+    ] = None,
+    source: Annotated[
+        Optional[str],
+        typer.Option("--from", help="Address of a mirror of your own, laid out like the publisher's folder.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, max=16, help="Files at the same time.")] = 4,
+    remove_archive: Annotated[
+        bool, typer.Option("--remove-archive", help="Delete a zip once it is unpacked and verified.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+):
     "Fetch a data set and verify it; call again to go on after an interruption."
     from peace_nb.datasets import download as fetching
     ask = input if sys.stdin is not None and sys.stdin.isatty() else None
-    try: fetching.download(name, to, accept_licence, tuple(only or ()), source, remove_archive, fetching.Policy(jobs=jobs), not quiet, ask)
+    try:
+        fetching.download(
+            name, to, accept_licence, tuple(only or ()), source, remove_archive, fetching.Policy(jobs=jobs), not quiet,
+            ask
+        )
     except KeyboardInterrupt:
         print("peace-nb: interrupted; what has arrived is kept, the same call goes on", file=sys.stderr)
         raise typer.Exit(130)
@@ -198,24 +275,40 @@ def _named_roots(pairs) -> dict:
     found = {}
     for pair in pairs or []:
         name, mark, root = pair.partition("=")
-        if not (mark and name and root): raise PeaceError(f"--root {pair} must have the form NAME=DIR, for example ptb-xl=/data/ptb-xl")
+        if not (mark and name and root):
+            raise PeaceError(f"--root {pair} must have the form NAME=DIR, for example ptb-xl=/data/ptb-xl")
         found[name] = Path(root)
     return found
 
 def _size(n: int) -> str: return f"{n / 1e9:.2f} GB" if n else "?"
 
 @app.command()
-def datasets(root:Annotated[Optional[list[str]], typer.Option(help="NAME=DIR: where a data set lies. Otherwise environment variables and settings.ini are asked.")]=None,
-             full:Annotated[bool, typer.Option("--full", help="Verify every file, not the tables and a hundred others.")]=False,
-             as_json:Annotated[bool, typer.Option("--json", help="Print JSON.")]=False,
-             jobs:Annotated[int, typer.Option(min=1, max=64, help="Files verified at the same time.")]=4):
+def datasets(
+    root: Annotated[
+        Optional[list[str]],
+        typer.Option(
+            help="NAME=DIR: where a data set lies. Otherwise environment variables and settings.ini are asked."
+        ),
+    ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Verify every file, not the tables and a hundred others.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    jobs: Annotated[int, typer.Option(min=1, max=64, help="Files verified at the same time.")] = 4,
+):
     "List the data sets: what each is, licence, size, where it is, whether it verifies."
     from peace_nb.datasets import catalogue
     rows = catalogue.status(catalogue.find_roots(_named_roots(root)), full, jobs, progress=full and not as_json)
     if as_json: return print(json.dumps(rows, indent=1))
     for r in rows:
-        print(f"{r['name']:13} {r['version'].split()[0]:6} {_size(r['bytes']):>9}  {r['access']:13} {r['licence']}\n  {r['what']}")
-        print(f"  {r['where']} ({r['said_by']}): {r['state']}\n" if r["where"] else f"  not found; set {r['environment']}, or see {r['page']}\n")
+        print(
+            f"{r['name']:13} {r['version'].split()[0]:6} {_size(r['bytes']):>9}  {r['access']:13} {r['licence']}\n  {r['what']}"
+        )
+        print(
+            f"  {r['where']} ({r['said_by']}): {r['state']}\n"
+            if r["where"]
+            else f"  not found; set {r['environment']}, or see {r['page']}\n"
+        )
 
 # %% ../nbs/04_command_line.ipynb #8af7e7f2
 def _root_of(name:str, root:Path|None) -> Path:
@@ -223,41 +316,61 @@ def _root_of(name:str, root:Path|None) -> Path:
     from peace_nb.datasets import catalogue
     if root is None:
         found = catalogue.find_roots().get(name)
-        if found is None: raise PeaceError(f"where {name} lies is not known: give --root, or set the variable that peace-nb datasets names")
+        if found is None:
+            raise PeaceError(
+                f"where {name} lies is not known: give --root, or set the variable that peace-nb datasets names"
+            )
         root = found[0]
     known = catalogue.catalogue().get(name)
     return catalogue.copy_root(known, root) if known else root
 
 @app.command()
-def prepare(name:Annotated[str, typer.Argument(help="mimic-iv-ecg, ptb-xl, zzu-pecg or another cohort this package reads.")],
-            store:Annotated[Path, typer.Option(help="Folder of stores; this one appears in it under its name.")],
-            root:Annotated[Optional[Path], typer.Option(help="Folder of the data set.")]=None,
-            jobs:Annotated[int, typer.Option(min=1, help="Processes.")]=2,
-            fs:Annotated[int, typer.Option(min=1, help="Sampling rate of the store, Hz.")]=500, seconds:Annotated[float, typer.Option(help="Length of each record, s.")]=10,
-            no_report:Annotated[bool, typer.Option("--no-report", help="Do not write the cohort report.")]=False,
-            other:Annotated[Optional[list[Path]], typer.Option(help="A further store, searched for the same recordings.")]=None,
-            split:Annotated[Optional[Path], typer.Option(help="CSV of record_id and split, for the leakage audit.")]=None,
-            model:Annotated[Optional[Path], typer.Option(help="Checkpoint, for the leakage audit.")]=None,
-            overwrite:Annotated[bool, typer.Option("--overwrite", help="Replace a store made from other data or settings.")]=False):
+def prepare(
+    name: Annotated[str, typer.Argument(help="mimic-iv-ecg, ptb-xl, zzu-pecg or another cohort this package reads.")],
+    store: Annotated[Path, typer.Option(help="Folder of stores; this one appears in it under its name.")],
+    root: Annotated[Optional[Path], typer.Option(help="Folder of the data set.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
+    fs: Annotated[int, typer.Option(min=1, help="Sampling rate of the store, Hz.")] = 500,
+    seconds: Annotated[float, typer.Option(help="Length of each record, s.")] = 10,
+    no_report: Annotated[bool, typer.Option("--no-report", help="Do not write the cohort report.")] = False,
+    other: Annotated[
+        Optional[list[Path]], typer.Option(help="A further store, searched for the same recordings.")
+    ] = None,
+    split: Annotated[Optional[Path], typer.Option(help="CSV of record_id and split, for the leakage audit.")] = None,
+    model: Annotated[Optional[Path], typer.Option(help="Checkpoint, for the leakage audit.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a store made from other data or settings.")
+    ] = False,
+):
     "Build the store of a data set, and its cohort report."
     from peace_nb.signals.prepare import SignalSpec
     from peace_nb.prepare import prepare_cohort
-    try: prepare_cohort(name, _root_of(name, root), store, jobs, SignalSpec(fs=fs, seconds=seconds), report=not no_report, others=tuple(other or ()), split=split, model=model, overwrite=overwrite)
+    try:
+        prepare_cohort(
+            name, _root_of(name, root), store, jobs, SignalSpec(fs=fs, seconds=seconds), report=not no_report,
+            others=tuple(other or ()), split=split, model=model, overwrite=overwrite
+        )
     except KeyboardInterrupt:
         print("peace-nb: interrupted; what is prepared is kept, the same call goes on", file=sys.stderr)
         raise typer.Exit(130)
 
 # %% ../nbs/04_command_line.ipynb #127d65ef
 @app.command()
-def describe(out:Annotated[Path, typer.Argument(help="YAML file for the drafts.")],
-             labels:Annotated[Optional[list[str]], typer.Option("--label", help="Labels to describe; all where not given.")]=None,
-             population:Annotated[str, typer.Option(help="adult, or an age band of the knowledge notebook.")]="adult",
-             model:Annotated[str, typer.Option(help="Name of the Gemini model.")]="gemini-2.5-flash"):
+def describe(
+    out: Annotated[Path, typer.Argument(help="YAML file for the drafts.")],
+    labels: Annotated[
+        Optional[list[str]], typer.Option("--label", help="Labels to describe; all where not given.")
+    ] = None,
+    population: Annotated[str, typer.Option(help="adult, or an age band of the knowledge notebook.")] = "adult",
+    model: Annotated[str, typer.Option(help="Name of the Gemini model.")] = "gemini-2.5-flash",
+):
     "Draft descriptors with Gemini, for review by hand (needs the extra named gemini and a key in the environment)."
     from peace_nb.knowledge.drafting import describe as draft
     from peace_nb.labels.space import LABELS
     drafts = draft(out, tuple(labels or LABELS), population=population, model=model)
-    print(f"{len(drafts)} drafts in {out}, prompts and answers beside it; none is used before it has been reviewed and moved into knowledge.yaml.")
+    print(
+        f"{len(drafts)} drafts in {out}, prompts and answers beside it; none is used before it has been reviewed and moved into knowledge.yaml."
+    )
 
 # %% ../nbs/04_command_line.ipynb #8df07b69
 def main():

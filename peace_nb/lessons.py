@@ -35,7 +35,10 @@ def made_up(
     mask = np.ones((n, 12), bool)
     mask[::3, [7, 9, 11]] = False
     x = (r.normal(0, .3, (n, 12, samples)) * mask[..., None]).astype(np.float32)
-    table = pd.DataFrame({"patient_id": [f"p{i // 2}" for i in range(start, start + n)], "age_days": r.uniform(0, 5000, n), "sex": "F"}, index=ids)
+    table = pd.DataFrame(
+        {"patient_id": [f"p{i // 2}" for i in range(start, start + n)], "age_days": r.uniform(0, 5000, n), "sex": "F"},
+        index=ids
+    )
     labels = pd.DataFrame(r.integers(0, 2, (n, 2)).astype(float), index=ids, columns=["NORM", "LVH"])
     labels.iloc[0, 1] = np.nan
     return x, mask, table, labels
@@ -63,7 +66,15 @@ def invent(
     for method, gain in (("A", ahead), ("B", 0.0)):
         for seed in range(seeds):
             skill = 1.2 + gain + training * rng.normal()        # every training ends a little elsewhere
-            own = 0.4 * rng.normal(size=size)[who] + 0.3 * rng.normal(size=y.shape)   # what this network makes of a child, and of a record
+            # what this network makes of a child, and of a record
+            own = 0.4 * rng.normal(size=size)[who] + 0.3 * rng.normal(size=y.shape)
             score = expit(skill * y + shared + own)
-            out.append(pd.DataFrame({**front, "score": score.ravel(), "truth": y.ravel(), "method": method, "seed": seed, "setting": "50-shot"}))
+            out.append(
+                pd.DataFrame(
+                    {
+                        **front, "score": score.ravel(), "truth": y.ravel(), "method": method, "seed": seed,
+                        "setting": "50-shot"
+                    }
+                )
+            )
     return pd.concat(out, ignore_index=True)

@@ -27,7 +27,7 @@ def measure_rate(
     cohort, # from `load_cohort`
     spec: SignalSpec, # what the records are brought to
     n: int = 36, # records tried
-) -> float: # records a second of one process
+) -> float: # records per second of one process
     "Prepare a few records of a cohort, evenly spread, and throw them away."
     ids = cohort.table.index[np.unique(np.linspace(0, len(cohort.table) - 1, n).astype(int))]
     prepare_chunk(cohort, spec, list(ids[: n // 6]))
@@ -48,7 +48,8 @@ def bytes_needed(records: int, spec: SignalSpec) -> int:
 def _check_space(folder: Path, need: int):
     "Refuse to start where the disk cannot hold the store."
     free = shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
-    if need > free: raise PeaceError(f"{folder} has {free / 1e9:.1f} GB free, but the store needs about {need / 1e9:.1f} GB")
+    if need > free:
+        raise PeaceError(f"{folder} has {free / 1e9:.1f} GB free, but the store needs about {need / 1e9:.1f} GB")
 
 def plan(
     cohort, # from `load_cohort`
@@ -78,7 +79,9 @@ class _Teller:
         if self.first is None: self.first, self.begin = done, now     # what was there before a resumption is not speed
         if now - self.last < self.every or sys.stderr.isatty(): return
         self.last, rate = now, (done - self.first) / max(now - self.begin, 1e-9)
-        self.say(f"{done:,} of {total:,} records ({100 * done / total:.0f} %), {rate:,.0f} a second, {duration((total - done) / max(rate, 1e-9))} left")
+        self.say(
+            f"{done:,} of {total:,} records ({100 * done / total:.0f} %), {rate:,.0f} a second, {duration((total - done) / max(rate, 1e-9))} left"
+        )
 
 # %% ../nbs/03_prepare.ipynb #fa580a7a
 def cohort_report(
@@ -97,9 +100,16 @@ def cohort_report(
     out = Path(out).resolve() if out else store.with_name(f"{store.name}-report.html")
     made = out.with_suffix(".ipynb")
     where = lambda p: str(Path(p).resolve()) if p else ""
-    run_notebook(project_root() / "nbs" / "studies" / "peace" / "07_cohort_report.ipynb", made,
-                 {"store": str(store), "others": [where(p) for p in others], "split": where(split), "model": where(model), "seed": int(seed)})
-    text, _ = HTMLExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True).from_notebook_node(nbformat.read(made, 4))
+    run_notebook(
+        project_root() / "nbs" / "studies" / "peace" / "07_cohort_report.ipynb", made,
+        {
+            "store": str(store), "others": [where(p) for p in others], "split": where(split), "model": where(model),
+            "seed": int(seed)
+        },
+    )
+    text, _ = HTMLExporter(
+        exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True
+    ).from_notebook_node(nbformat.read(made, 4))
     return write_text(out, text)
 
 # %% ../nbs/03_prepare.ipynb #8e44a0e7
@@ -126,16 +136,20 @@ def prepare_cohort(
     say=print, # where progress is told
     **options, # to `load_cohort`
 ) -> SignalStore:
-    "Load, estimate, build (or continue), report. Raises `PeaceError` with one sentence on anything a user can mend."
+    "Load, estimate, build (or continue), report. Raises `PeaceError` with one sentence on anything a user can fix."
     if jobs < 1: raise PeaceError(f"jobs is {jobs}; at least one process is needed")
     path = Path(store) / name
     begin, tables = time.perf_counter(), path.with_name(f"{name}.tables")
     try:
-        apart = import_module("peace_nb.prepare")._load_apart   # by its module: what a notebook defines cannot travel to another process
-        with ProcessPoolExecutor(1, get_context("spawn")) as pool: told = pool.submit(apart, name, root, options, spec, path, jobs, tables).result()
+        # by its module: what a notebook defines cannot travel to another process
+        apart = import_module("peace_nb.prepare")._load_apart
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            told = pool.submit(apart, name, root, options, spec, path, jobs, tables).result()
         if told: say(told)
         built = build_store(SpooledCohort(tables), spec, path, jobs=jobs, overwrite=overwrite, tick=_Teller(say))
     finally: shutil.rmtree(tables, ignore_errors=True)
-    say(f"{path}: {len(built):,} records prepared, {built.meta['set_aside']:,} set aside, in {duration(time.perf_counter() - begin)}")
+    say(
+        f"{path}: {len(built):,} records prepared, {built.meta['set_aside']:,} set aside, in {duration(time.perf_counter() - begin)}"
+    )
     if report: say(f"report: {cohort_report(path, others=others, split=split, model=model, seed=seed)}")
     return built

@@ -13,19 +13,19 @@ from pathlib import Path
 
 # %% ../nbs/01_settings.ipynb #e3db6635
 class PeaceError(ValueError):
-    "A fault a user can mend: its message is one sentence that names the file, key or record."
+    "An error a user can fix: its message is one sentence that names the file, key or record."
 
 # %% ../nbs/01_settings.ipynb #2634de14
 @dataclass(frozen=True)
 class Profile:
     "One section of `settings.ini`, typed. Sizes are counts of simulated *patients*; a cohort with a real root takes its size from the data."
     name: str                        # the section
-    expected_minutes: int            # from nothing, on the machine the profile is meant for; told before the work begins
-    threads: int                     # of the numerical libraries and of reading, in each step; a result is reproducible for a fixed number
+    expected_minutes: int  # from nothing, on the machine the profile is meant for; told before the work begins
+    threads: int  # of the numerical libraries and of reading, in each step; a result is reproducible for a fixed number
     adult_root: str                  # source cohort, MIMIC-IV-ECG layout: a folder or "simulated"
     child_root: str                  # target cohort, ZZU-pECG layout
     ptbxl_root: str                  # second target, PTB-XL layout
-    child_filter: str                # which children's records are counted: "none" (all), "twelve-leads", or "paper" (our reading)
+    child_filter: str  # which children's records are counted: "none" (all), "twelve-leads", or "paper" (our reading)
     adult_patients: int              # simulated adults
     child_patients: int              # simulated children
     ptbxl_patients: int              # simulated patients of the PTB-XL stand-in
@@ -51,21 +51,24 @@ class Profile:
     warmup: float                    # share of the updates
     clip: float                      # gradient norm
     ema: float                       # decay of the averaged weights, 0: none
-    precision: str                   # "no" (float32), "fp16", "bf16", or "auto": bf16 where the hardware computes in it, else "no"
+    precision: str  # "no" (float32), "fp16", "bf16", or "auto": bf16 where the hardware computes in it, else "no"
     pretrain_epochs: int
     finetune_epochs: int
     finetune_batch_size: int
     finetune_learning_rate: float    # peak, adaptation
     patience: int                    # epochs without a better validation AUROC
-    child_settings: tuple[str, ...]  # "zero-shot", "<k>-shot" (at most k positives a label), "full"; ablations and variants have those that tables print
+    # "zero-shot", "<k>-shot" (at most k positives per label), "full"; ablations and variants have those that tables print
+    child_settings: tuple[str, ...]
     attention_records: int           # simulated records a label whose attribution is measured
     attention_steps: int             # points of integrated gradients
     frame_children: int              # simulated children on which the adult's frame of reference is chosen
     cost_steps: int                  # training updates that the cost table times; 0: table left out
-    alignment_strengths: tuple[float, ...] # of DANN's and MMD's pull, adapted beside the 1 of Table 2; none: table left out
+    # of DANN's and MMD's pull, adapted beside the 1 of Table 2; none: table left out
+    alignment_strengths: tuple[float, ...]
     bootstrap: int                   # patient-level resamples for an interval
     sim2real_methods: tuple[str, ...] # methods of Table 3; the first is the one shown label by label
-    rotations: int                   # turns of the folds in which training from scratch meets pretraining on simulation; 0: table left out
+    # turns of the folds in which training from scratch meets pretraining on simulation; 0: table left out
+    rotations: int
     rotation_epochs: int             # passes over the few real records in each of them
     sim2real_least: int              # real positives a label needs to enter Table 3
     sim2real_records: int            # simulated adults of Table 3
@@ -88,32 +91,62 @@ CHOICES = {"lsbc_weighting": {"plain", "count"}, "precision": {"no", "auto", "fp
            "encoder": {"tiny", "small", "base", "paper"}, "child_filter": {"none", "twelve-leads", "paper"}}
 _RUN = r"[\w.-]+(@[\w.-]+)?(\+[\w-]+)?"   # name[@encoder][+variant]
 _MANY, _TINY = 1e9, 1e-9
-RANGES = {"label_noise": (0, 0.5), "lead_dropout": (0, 1), "rotations": (0, 10), "cost_steps": (0, 1000), **{k: (1, _MANY) for k in ("attention_records", "attention_steps", "frame_children")}, "rotation_epochs": (1, _MANY), "ema": (0, 0.99999), "warmup": (0, 0.9), "clip": (0, _MANY), "weight_decay": (0, _MANY), "patience": (0, _MANY),
-          "lsbc_weight": (0, _MANY), "text_loss_weight": (0, _MANY), "learning_rate": (_TINY, 10), "finetune_learning_rate": (_TINY, 10), "seconds": (1, 3600),
-          **{k: (1, _MANY) for k in ("batch_size", "finetune_batch_size", "pretrain_epochs", "finetune_epochs", "bootstrap", "threads", "sim2real_records", "sim2real_epochs", "sim2real_least")},
-          **{k: (0, _MANY) for k in ("adult_patients", "child_patients", "ptbxl_patients", "extra_test_patients", "cohort_seed")}}
+RANGES = {
+    "label_noise": (0, 0.5), "lead_dropout": (0, 1), "rotations": (0, 10), "cost_steps": (0, 1000),
+    **{k: (1, _MANY) for k in ("attention_records", "attention_steps", "frame_children")},
+    "rotation_epochs": (1, _MANY), "ema": (0, 0.99999), "warmup": (0, 0.9), "clip": (0, _MANY),
+    "weight_decay": (0, _MANY), "patience": (0, _MANY), "lsbc_weight": (0, _MANY), "text_loss_weight": (0, _MANY),
+    "learning_rate": (_TINY, 10), "finetune_learning_rate": (_TINY, 10), "seconds": (1, 3600),
+    **{
+        k: (1, _MANY)
+        for k in (
+            "batch_size", "finetune_batch_size", "pretrain_epochs", "finetune_epochs", "bootstrap", "threads",
+            "sim2real_records", "sim2real_epochs", "sim2real_least"
+        )
+    },
+    **{
+        k: (0, _MANY)
+        for k in ("adult_patients", "child_patients", "ptbxl_patients", "extra_test_patients", "cohort_seed")
+    },
+}
 
 def _check(p:Profile, where:str):
     "Refuse values that parse but cannot mean anything."
     for key, allowed in CHOICES.items():
         values = getattr(p, key)
         for v in values if isinstance(values, tuple) else (values,):
-            if v not in allowed: raise PeaceError(f"{where}: {key} is {v!r}, but it must be one of {', '.join(sorted(allowed))}.")
+            if v not in allowed:
+                raise PeaceError(f"{where}: {key} is {v!r}, but it must be one of {', '.join(sorted(allowed))}.")
     if not 0 <= p.band_low < p.band_high < p.fs / 2:
-        raise PeaceError(f"{where}: the band {p.band_low:g}-{p.band_high:g} Hz does not fit below half of fs = {p.fs} Hz.")
+        raise PeaceError(
+            f"{where}: the band {p.band_low:g}-{p.band_high:g} Hz does not fit below half of fs = {p.fs} Hz."
+        )
     for v in p.child_settings:
-        if not re.fullmatch(r"zero-shot|full|[1-9]\d*-shot", v): raise PeaceError(f"{where}: child_settings has {v!r}, but it must be zero-shot, full or for example 50-shot.")
+        if not re.fullmatch(r"zero-shot|full|[1-9]\d*-shot", v):
+            raise PeaceError(
+                f"{where}: child_settings has {v!r}, but it must be zero-shot, full or for example 50-shot."
+            )
     for v in p.seeds_of:
-        if not re.fullmatch(_RUN + r":[1-9]\d*", v): raise PeaceError(f"{where}: seeds_of has {v!r}, but it must be a method and a number of seeds, for example PEACE:5.")
+        if not re.fullmatch(_RUN + r":[1-9]\d*", v):
+            raise PeaceError(
+                f"{where}: seeds_of has {v!r}, but it must be a method and a number of seeds, for example PEACE:5."
+            )
     for v in p.methods:
-        if not re.fullmatch(_RUN, v): raise PeaceError(f"{where}: methods has {v!r}, but it must be a name, with @encoder and +variant where wanted, for example MERL@resnet18.")
+        if not re.fullmatch(_RUN, v):
+            raise PeaceError(
+                f"{where}: methods has {v!r}, but it must be a name, with @encoder and +variant where wanted, for example MERL@resnet18."
+            )
     for v in p.alignment_strengths:
-        if not 0 <= v < 1: raise PeaceError(f"{where}: alignment_strengths has {v:g}, but it must be 0 or more and less than 1, which Table 2 has.")
+        if not 0 <= v < 1:
+            raise PeaceError(
+                f"{where}: alignment_strengths has {v:g}, but it must be 0 or more and less than 1, which Table 2 has."
+            )
     if not p.methods: raise PeaceError(f"{where}: methods is empty, but at least one is needed.")
     if not p.seeds: raise PeaceError(f"{where}: seeds is empty, but at least one is needed.")
     if not p.sim2real_methods: raise PeaceError(f"{where}: sim2real_methods is empty, but at least one is needed.")
     for key, (low, high) in RANGES.items():
-        if not low <= getattr(p, key) <= high: raise PeaceError(f"{where}: {key} is {getattr(p, key)}, but it must lie between {low:g} and {high:g}.")
+        if not low <= getattr(p, key) <= high:
+            raise PeaceError(f"{where}: {key} is {getattr(p, key)}, but it must lie between {low:g} and {high:g}.")
 
 # %% ../nbs/01_settings.ipynb #8c9df9bc
 def seeds_for(p:Profile, method:str) -> tuple[int, ...]:
@@ -135,8 +168,10 @@ def project_root(start:Path|str|None=None) -> Path:
 
 def _read_ini(path:Path) -> configparser.ConfigParser:
     ini = configparser.ConfigParser(interpolation=None)
-    try: ini.read_string(path.read_text(encoding="utf-8"), source=path.name)
-    except (configparser.Error, UnicodeDecodeError) as e: raise PeaceError(f"{path.name} cannot be read: {' '.join(str(e).split())}.") from None
+    try:
+        ini.read_string(path.read_text(encoding="utf-8"), source=path.name)
+    except (configparser.Error, UnicodeDecodeError) as e:
+        raise PeaceError(f"{path.name} cannot be read: {' '.join(str(e).split())}.") from None
     return ini
 
 # %% ../nbs/01_settings.ipynb #664623e8
@@ -144,7 +179,8 @@ def _refuse_strangers(ini, known:set, path:Path):
     "Every key of every section, the shared one included, must be declared."
     for section in ("DEFAULT", *ini.sections()):
         own = set(ini.defaults()) if section == "DEFAULT" else set(ini[section]) - set(ini.defaults())
-        if own - known: raise PeaceError(f"{path.name} [{section}] has an unknown key: {', '.join(sorted(own - known))}.")
+        if own - known:
+            raise PeaceError(f"{path.name} [{section}] has an unknown key: {', '.join(sorted(own - known))}.")
 
 # %% ../nbs/01_settings.ipynb #9540583c
 CHOSEN = "PEACE_METHODS"   # environment variable: methods, instead of the profile's
@@ -159,7 +195,8 @@ def load_profile(name:str,                   # section of `settings.ini`
     if not path.is_file(): raise PeaceError(f"The settings file {path} does not exist.")
     ini, kinds = _read_ini(path), {f.name: f.type for f in fields(Profile) if f.name != "name"}
     _refuse_strangers(ini, set(kinds), path)
-    if not ini.has_section(name): raise PeaceError(f"{path.name} has no profile {name!r}; it has {', '.join(ini.sections())}.")
+    if not ini.has_section(name):
+        raise PeaceError(f"{path.name} has no profile {name!r}; it has {', '.join(ini.sections())}.")
     missing = [k for k in kinds if k not in ini[name]]
     if missing: raise PeaceError(f"{path.name} [{name}] lacks: {', '.join(missing)}.")
     if set(changes) - set(kinds): raise PeaceError(f"Unknown setting: {', '.join(sorted(set(changes) - set(kinds)))}.")
@@ -170,7 +207,9 @@ def load_profile(name:str,                   # section of `settings.ini`
     return p
 
 # %% ../nbs/01_settings.ipynb #510c906c
-ROOTS = {"adult": ("adult_root", "mimic-iv-ecg"), "child": ("child_root", "zzu-pecg"), "ptbxl": ("ptbxl_root", "ptb-xl")}
+ROOTS = {
+    "adult": ("adult_root", "mimic-iv-ecg"), "child": ("child_root", "zzu-pecg"), "ptbxl": ("ptbxl_root", "ptb-xl")
+}
 
 def data_root(profile:Profile, cohort:str # "adult", "child" or "ptbxl"
              ) -> Path|None:
@@ -180,7 +219,9 @@ def data_root(profile:Profile, cohort:str # "adult", "child" or "ptbxl"
     if text == "simulated": return None
     for var in re.findall(r"\$(\w+)", text):
         if not os.environ.get(var):
-            raise PeaceError(f"Profile {profile.name!r} reads {key} = {text}, but the environment variable {var} is not set: point it at the folder that holds the {layout} data.")
+            raise PeaceError(
+                f"Profile {profile.name!r} reads {key} = {text}, but the environment variable {var} is not set: point it at the folder that holds the {layout} data."
+            )
     root = Path(os.path.expandvars(text)).expanduser()
     if not root.is_dir(): raise PeaceError(f"Profile {profile.name!r}: {key} = {text} is not a folder ({root}).")
     return root
@@ -192,4 +233,8 @@ def data_kind(profile:Profile) -> str:
     real = [c for c in ROOTS if getattr(profile, ROOTS[c][0]) != "simulated"]
     if not real: return "simulated cohorts"
     told = lambda cohorts: " and ".join(KINDS[c] for c in cohorts)
-    return "real data" if len(real) == len(ROOTS) else f"simulated {told([c for c in ROOTS if c not in real])}; real records of {told(real)}"
+    return (
+        "real data"
+        if len(real) == len(ROOTS)
+        else f"simulated {told([c for c in ROOTS if c not in real])}; real records of {told(real)}"
+    )

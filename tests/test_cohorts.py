@@ -11,6 +11,7 @@ from hypothesis import given, settings, strategies as st
 import peace_nb.cohorts.tables as cohorts
 from peace_nb.cohorts.splits import check_disjoint, split_by_fold, split_by_patient
 from peace_nb.cohorts.load import load_cohort
+from peace_nb.cohorts import records
 from peace_nb.cohorts.records import read_record
 from peace_nb.labels.space import LABELS
 from peace_nb.signals.prepare import LEADS, SignalSpec
@@ -182,7 +183,7 @@ def test_the_shortcut_reads_what_wfdb_reads(name, monkeypatch):
     c = load_cohort(name, Path(SAMPLE) / f"{name}-sample")
     for path in c.table.path.iloc[:40]:
         fast = read_record(c.root / path)
-        monkeypatch.setattr(cohorts, "_is_plain", lambda head: False)
+        monkeypatch.setattr(records, "_is_plain", lambda head: False)
         slow = read_record(c.root / path)
         monkeypatch.undo()
         assert np.allclose(fast[0], slow[0], atol=1e-9) and fast[1:] == slow[1:]

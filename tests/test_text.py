@@ -76,3 +76,21 @@ def test_a_hub_name_with_a_revision(tmp_path):
     lines = out.stdout.splitlines()
     assert lines[0] == f"hub:some/encoder@{'a' * 40} hub:some/encoder@{'a' * 40} torch.Size([1, 384])", out.stderr[-2000:]
     assert "not on this machine" in lines[1] and "some/pickled" in lines[2] and "READ" not in lines
+
+
+def test_vectors_do_not_depend_on_the_number_of_threads(tmp_path):
+    "A cache outlives the run that filled it: what one thread and two would compute must be the same bytes."
+    texts, before, found = ["sinus tachycardia", "premature atrial complex", "left bundle branch block"], torch.get_num_threads(), {}
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found[threads] = T.embed_texts(texts, cache=tmp_path / str(threads))
+            assert torch.get_num_threads() == threads
+    finally: torch.set_num_threads(before)
+    assert torch.equal(found[1], found[2])
+
+
+def test_vectors_of_another_kind_of_processor_are_not_taken_from_the_cache(monkeypatch):
+    key = T.cache_key(["a"], "minilm", 256)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "OTHER")
+    assert T.cache_key(["a"], "minilm", 256) != key

@@ -199,3 +199,13 @@ def test_transfer_to_real_records(samples, tmp_path):
         table = summarise(run.test, fit_thresholds(run.val), n_boot=50)
         assert table["scored"].iloc[-1] and 0 <= table["lo"].iloc[-1] <= table["auroc"].iloc[-1] <= table["hi"].iloc[-1] <= 1
     assert not set(store.table.loc[run.support.index, "patient_id"]) & set(run.test["patient_id"])
+
+
+def test_settings_may_be_listed_in_any_order():
+    "50-shot listed first once gave its scores to zero-shot."
+    from peace_nb.training.trainer import score_settings
+    trained = type("M", (), {"trained": True, "adapts_unlabelled": False})()
+    rows = lambda net, setting, cohort: pd.DataFrame({"net": [net or "pretrained"], "cohort": cohort})
+    for order in (("zero-shot", "50-shot", "full"), ("50-shot", "full", "zero-shot")):
+        found = pd.concat(score_settings(order, ["child", "extra"], trained, lambda setting: setting, rows)).groupby("setting")["net"].unique()
+        assert {s: list(v) for s, v in found.items()} == {"zero-shot": ["pretrained"], "50-shot": ["50-shot"], "full": ["full"]}

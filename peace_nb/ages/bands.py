@@ -19,14 +19,19 @@ def shipped(name: str) -> pd.DataFrame:
     "A table that ships with this room; empty cells stay text."
     with (files("peace_nb.ages") / name).open(encoding="utf-8") as file: return pd.read_csv(file, keep_default_na=False)
 
-PARTITIONS = shipped("partitions.csv").assign(from_days=lambda t: t["from_days"].astype(float), to_days=lambda t: pd.to_numeric(t["to_days"]).fillna(np.inf))
+PARTITIONS = shipped("partitions.csv").assign(
+    from_days=lambda t: t["from_days"].astype(float), to_days=lambda t: pd.to_numeric(t["to_days"]).fillna(np.inf)
+)
 
 def partition(
     name: str,  # of a partition: "norms", "texts", "reports", …
 ) -> pd.DataFrame:  # one row per band: from_days, to_days, words
     "The bands of a partition, in order. Raises `PeaceError` for a name that is none."
     found = PARTITIONS[PARTITIONS["partition"] == name]
-    if found.empty: raise PeaceError(f"There is no partition of age {name!r}; there are {', '.join(PARTITIONS['partition'].unique())}.")
+    if found.empty:
+        raise PeaceError(
+            f"There is no partition of age {name!r}; there are {', '.join(PARTITIONS['partition'].unique())}."
+        )
     return found.set_index("band").drop(columns="partition")
 
 def bands(name: str) -> tuple[str, ...]:

@@ -15,12 +15,24 @@ from scipy.signal import find_peaks
 from ..settings import PeaceError
 
 # %% ../../nbs/ages/03_adult_frame.ipynb #6d60f181
-RATES = pd.DataFrame({"from_years": [0, .25, .5, .75, 1, 1.5, 2, 3, 4, 6, 8, 12, 15], "to_years": [.25, .5, .75, 1, 1.5, 2, 3, 4, 6, 8, 12, 15, 18],
-                      "rate": [143, 140, 134, 128, 123, 116, 110, 104, 98, 91, 84, 78, 73]})   # Fleming 2011, medians
-AXES = pd.DataFrame({"from_years": [.02, .083, .25, 3, 16], "to_years": [.083, .25, 3, 16, 40], "axis": [110, 70, 60, 60, 50]})   # Park, mean frontal QRS axis
-VOLTAGES = pd.DataFrame({"from_years": [0, .083, .5, 1, 3, 8, 12, 16], "to_years": [.083, .5, 1, 3, 8, 12, 16, 40],
-                         "r_v1": [1.3, 1.0, 1.0, .9, .8, .5, .4, .3], "s_v1": [.7, .5, .7, .8, 1.1, 1.2, 1.1, 1.0],
-                         "r_v6": [.5, 1.3, 1.3, 1.3, 1.5, 1.7, 1.4, 1.0], "s_v6": [.3, .3, .2, .2, .2, .2, .2, .1]})   # Park after Guntheroth, means
+RATES = pd.DataFrame(
+    {
+        "from_years": [0, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 12, 15],
+        "to_years": [0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 12, 15, 18],
+        "rate": [143, 140, 134, 128, 123, 116, 110, 104, 98, 91, 84, 78, 73]
+    }
+)  # Fleming 2011, medians
+# Park, mean frontal QRS axis
+AXES = pd.DataFrame(
+    {"from_years": [0.02, 0.083, 0.25, 3, 16], "to_years": [0.083, 0.25, 3, 16, 40], "axis": [110, 70, 60, 60, 50]}
+)
+VOLTAGES = pd.DataFrame(
+    {
+        "from_years": [0, 0.083, 0.5, 1, 3, 8, 12, 16], "to_years": [0.083, 0.5, 1, 3, 8, 12, 16, 40],
+        "r_v1": [1.3, 1.0, 1.0, 0.9, 0.8, 0.5, 0.4, 0.3], "s_v1": [0.7, 0.5, 0.7, 0.8, 1.1, 1.2, 1.1, 1.0],
+        "r_v6": [0.5, 1.3, 1.3, 1.3, 1.5, 1.7, 1.4, 1.0], "s_v6": [0.3, 0.3, 0.2, 0.2, 0.2, 0.2, 0.2, 0.1]
+    }
+)  # Park after Guntheroth, means
 ADULT_YEARS = 18.0
 
 # %% ../../nbs/ages/03_adult_frame.ipynb #75475b7a
@@ -55,15 +67,17 @@ def stretch(
     grid = np.arange(n) - (n - 1) / 2
     for i in np.flatnonzero(np.abs(np.asarray(factor) - 1) > 1e-6):
         at = grid / factor[i] + (n - 1) / 2
-        for lead in range(out.shape[1]): out[i, lead] = map_coordinates(signals[i, lead].astype(np.float64), at[None], order=3, mode="nearest")
+        for lead in range(out.shape[1]):
+            out[i, lead] = map_coordinates(signals[i, lead].astype(np.float64), at[None], order=3, mode="nearest")
     return out
 
 # %% ../../nbs/ages/03_adult_frame.ipynb #14c4c987
-BEFORE, AFTER, MOST = 0.25, 0.40, 0.96   # how far a beat reaches around its R peak, in √s; the largest share of RR it may take
+# how far a beat reaches around its R peak, in √s; the largest share of RR it may take
+BEFORE, AFTER, MOST = 0.25, 0.40, 0.96
 
 def r_peaks(
     signals: np.ndarray,  # (12, T)
-    fs: float,  # samples a second
+    fs: float,  # samples per second
 ) -> np.ndarray:  # positions, samples
     "Steepest places of all leads together, at least 0.17 s apart (an infant's tachycardia may reach 300 a minute)."
     steep = np.abs(np.gradient(signals.astype(float), axis=-1)).sum(0)
@@ -75,7 +89,7 @@ def time_map(
     n: int,  # samples of the record
     pace: float,  # by which RR is stretched
     beat: float,  # by which PR, QRS and QT are stretched
-    fs: float,  # samples a second
+    fs: float,  # samples per second
 ) -> np.ndarray:  # (n,) where each new sample is read in the old record
     "Straight lines between the edges of the beats; the pauses take what the beats leave."
     middle = (n - 1) / 2
@@ -92,7 +106,7 @@ def pace_beats(
     signals: np.ndarray,  # (B, 12, T)
     pace: np.ndarray,  # (B,) by which the distance of beats is stretched
     beat: np.ndarray,  # (B,) by which a beat is stretched; not more than `pace`
-    fs: float,  # samples a second
+    fs: float,  # samples per second
 ) -> np.ndarray:  # (B, 12, T)
     "Move the beats apart by one factor and stretch each by another, about the middle of the record."
     out, n = np.array(signals, np.float32), signals.shape[-1]
@@ -100,12 +114,18 @@ def pace_beats(
         peaks = r_peaks(signals[i], fs)
         if len(peaks) < 3: out[i] = stretch(signals[i:i + 1], np.asarray(pace)[i:i + 1])[0]; continue
         at = time_map(peaks, n, float(pace[i]), float(min(beat[i], pace[i])), fs)
-        for lead in range(out.shape[1]): out[i, lead] = map_coordinates(signals[i, lead].astype(np.float64), at[None], order=3, mode="nearest")
+        for lead in range(out.shape[1]):
+            out[i, lead] = map_coordinates(signals[i, lead].astype(np.float64), at[None], order=3, mode="nearest")
     return out
 
 # %% ../../nbs/ages/03_adult_frame.ipynb #2225433c
-DOWER = np.array([[.632, -.235, .059], [.235, 1.066, -.132], [-.397, 1.301, -.191], [-.434, -.415, .037], [.515, -.768, .125], [-.081, 1.184, -.161],
-                  [-.515, .157, -.917], [.044, .164, -1.387], [.882, .098, -1.277], [1.213, .127, -.601], [1.125, .127, -.086], [.831, .076, .230]])   # Dower 1980; limb leads from I and II
+DOWER = np.array(
+    [
+        [0.632, -0.235, 0.059], [0.235, 1.066, -0.132], [-0.397, 1.301, -0.191], [-0.434, -0.415, 0.037],
+        [0.515, -0.768, 0.125], [-0.081, 1.184, -0.161], [-0.515, 0.157, -0.917], [0.044, 0.164, -1.387],
+        [0.882, 0.098, -1.277], [1.213, 0.127, -0.601], [1.125, 0.127, -0.086], [0.831, 0.076, 0.230]
+    ]
+)  # Dower 1980; limb leads from I and II
 
 def _angles(age_years) -> tuple[np.ndarray, np.ndarray]:
     "Normal frontal axis and normal angle in the horizontal plane (0 left, 90 front), radians."
@@ -122,7 +142,7 @@ def turn_matrices(
 
 def _rotation(f0: float, h0: float, f1: float, h1: float, beta: float) -> np.ndarray:
     "From one pair of angles to another, a share of the way."
-    f, h = beta * (f1 - f0), -beta * (h1 - h0)                   # z points to the back, so the horizontal angle turns the other way
+    f, h = beta * (f1 - f0), -beta * (h1 - h0)  # z points to the back, so the horizontal angle turns the other way
     frontal = np.array([[np.cos(f), -np.sin(f), 0], [np.sin(f), np.cos(f), 0], [0, 0, 1]])
     horizontal = np.array([[np.cos(h), 0, -np.sin(h)], [0, 1, 0], [np.sin(h), 0, np.cos(h)]])
     return frontal @ horizontal
@@ -179,11 +199,12 @@ class AgeFrame:
     beta: float = 0.0  # of direction
     gamma: float = 0.0  # of voltage
     beat: float | None = None  # of the time within a beat; None: as `alpha`, and no R peak is looked for
-    fs: float = 100.0  # samples a second, which the search for R peaks needs; not used without `beat`
+    fs: float = 100.0  # samples per second, which the search for R peaks needs; not used without `beat`
 
     def __post_init__(self):
         for name in ("alpha", "beta", "gamma", *(() if self.beat is None else ("beat",))):
-            if not 0 <= getattr(self, name) <= 1: raise PeaceError(f"AgeFrame.{name} is {getattr(self, name)}, but it must lie between 0 and 1.")
+            if not 0 <= getattr(self, name) <= 1:
+                raise PeaceError(f"AgeFrame.{name} is {getattr(self, name)}, but it must lie between 0 and 1.")
 
     def __call__(self,
         signals: np.ndarray,  # (B, 12, T) mV
@@ -193,7 +214,8 @@ class AgeFrame:
         "The signals as an adult's would be. Raises `PeaceError` for NaN in the signals or a negative age."
         age = np.where(np.isnan(age_years), ADULT_YEARS, np.asarray(age_years, float))
         if (age < 0).any(): raise PeaceError(f"An age is {age.min():g} years; give NaN where it is unknown.")
-        if np.isnan(signals).any(): raise PeaceError("The signals hold NaN; `prepare` fills gaps before a frame can be applied.")
+        if np.isnan(signals).any():
+            raise PeaceError("The signals hold NaN; `prepare` fills gaps before a frame can be applied.")
         x = whole_records(self.in_time, signals, age, time_factor(age, self.alpha))
         x = turn(x, mask, age, self.beta)
         return x * np.where(age < ADULT_YEARS, voltage_factor(age, self.gamma), 1.0).astype(np.float32)[:, None, None]
@@ -213,7 +235,8 @@ class FramedStore:
         store,  # a `SignalStore` with `age_days` in its table
         frame: AgeFrame,
     ):
-        if "age_days" not in store.table: raise PeaceError(f"{store.path} has no ages, so its ECGs cannot be brought into the adult's frame.")
+        if "age_days" not in store.table:
+            raise PeaceError(f"{store.path} has no ages, so its ECGs cannot be brought into the adult's frame.")
         self.store, self.frame = store, frame if frame.beat is None else replace(frame, fs=float(store.spec.fs))
         self.years = store.table["age_days"].to_numpy(float) / 365.25
         self.fingerprint = f"{store.fingerprint}-{frame}"

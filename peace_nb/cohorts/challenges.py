@@ -29,7 +29,8 @@ from ..signals.prepare import RecordError
 # %% ../../nbs/cohorts/07_challenges.ipynb #515ecced
 def _names(dx: str) -> str:
     "SNOMED CT codes as the challenge spells them out."
-    known, more = load_dx_mapping()["dx_name"], VOCABULARIES["snomed"]["description"]     # five concepts stand in no list of the challenges
+    # five concepts stand in no list of the challenges
+    known, more = load_dx_mapping()["dx_name"], VOCABULARIES["snomed"]["description"]
     return "; ".join(known.get(c) or more.get(c, c) for c in str(dx).split(",") if c)
 
 # %% ../../nbs/cohorts/07_challenges.ipynb #bfd0e191
@@ -38,8 +39,10 @@ def _honest(path: Path) -> bool | None: # None where the record cannot be judged
     try: x, head = read_record(path, check=False)[0], read_header(path)
     except RecordError: return None
     told = [getattr(head, k, None) for k in ("adc_gain", "baseline", "checksum", "init_value")]
-    if any(v is None or len(v) != len(x) for v in told): return None            # several segments, or other channels than named
-    gain, zero, sums, firsts = (np.array(v, float)[:, None] for v in told)      # a header need not give the last two: NaN
+    # several segments, or other channels than named
+    if any(v is None or len(v) != len(x) for v in told):
+        return None
+    gain, zero, sums, firsts = (np.array(v, float)[:, None] for v in told)  # a header need not give the last two: NaN
     digital = np.rint(np.nan_to_num(x, nan=-32768 / gain[0, 0]) * gain + zero).astype(np.int64)
     fits = (digital.sum(-1, keepdims=True) - sums) % 65536 == 0
     return None if np.isnan(sums).all() else bool(fits.any() or (digital[:, :1] != firsts).any())
@@ -61,11 +64,15 @@ def _load_cinc(root: Path):
     fs, n = (pd.to_numeric(src[c], errors="coerce") for c in ("sampling_rate", "n_samples"))
     source, age = src["record_name"].map(cinc_source), pd.to_numeric(src["age"], errors="coerce")
     age = age.mask((source == "ptb-xl") & (age > 89), 90.0)      # PTB-XL writes 300 for everybody above 89
-    table = pd.DataFrame({
-        "patient_id": None, "age_days": age * YEAR, "sex": src["sex"],
-        "fs": fs.astype(float), "leads": pd.to_numeric(src["n_leads"], errors="coerce"), "seconds": n / fs.where(fs > 0),
-        "report": src["dx"].map(_names), "quality": np.select([source.isin(_SHARED), src["dx"] == ""], ["patient not stated", "no diagnosis"], ""),
-        "path": src["path"], "source": source, "dx": src["dx"]}).set_axis(src["record_name"])
+    table = pd.DataFrame(
+        {
+            "patient_id": None, "age_days": age * YEAR, "sex": src["sex"], "fs": fs.astype(float),
+            "leads": pd.to_numeric(src["n_leads"], errors="coerce"), "seconds": n / fs.where(fs > 0),
+            "report": src["dx"].map(_names),
+            "quality": np.select([source.isin(_SHARED), src["dx"] == ""], ["patient not stated", "no diagnosis"], ""),
+            "path": src["path"], "source": source, "dx": src["dx"]
+        }
+    ).set_axis(src["record_name"])
     if len(doubtful := _doubtful(root, table)):
         table["checksums"] = ~table["source"].isin(doubtful)
         remark(table, ~table["checksums"].to_numpy(), "checksums of this source do not fit")
@@ -79,24 +86,41 @@ def _cpsc_person(path: Path) -> tuple: # (sex, age in years, seconds)
     try: ecg = cpsc_struct(path)
     except RecordError: return "", np.nan, np.nan   # reading the signal will say why
     sex, age = (np.asarray(ecg[k]).reshape(-1) for k in ("sex", "age"))
-    return str(sex[0]) if len(sex) else "", pd.to_numeric(str(age[0]), errors="coerce") if len(age) else np.nan, np.asarray(ecg["data"]).shape[-1] / 500
+    return (
+        str(sex[0]) if len(sex) else "", pd.to_numeric(str(age[0]), errors="coerce") if len(age) else np.nan,
+        np.asarray(ecg["data"]).shape[-1] / 500
+    )
 
 def _load_cpsc(root: Path):
     "CPSC2018, first release: (table, labels, coverage)."
     require(root, "CPSC2018")
     references = sorted(p for p in root.rglob("*.csv") if p.stem.upper().startswith("REFERENCE"))
     if not references: raise PeaceError(f"{root} does not hold CPSC2018: REFERENCE.csv is missing")
-    ref = pd.concat([read_csv(p, ("Recording", "First_label"), dtype=str) for p in references]).drop_duplicates()   # some copies have one a folder
+    # some copies have one a folder
+    ref = pd.concat([read_csv(p, ("Recording", "First_label"), dtype=str) for p in references]).drop_duplicates()
     ref = ref.set_axis(ref["Recording"].str.strip())
     files = {p.stem: p for p in sorted(root.rglob("*.mat"))}
     names = list(dict.fromkeys([*ref.index, *files]))
-    if ref.index.has_duplicates: raise PeaceError(f"{references[0]} lists record {ref.index[ref.index.duplicated()][0]} more than once")
-    codes = pd.Series([[c for c in ref.loc[n, ref.columns[1:]] if isinstance(c, str) and c.strip()] if n in ref.index else [] for n in names], index=names)
+    if ref.index.has_duplicates:
+        raise PeaceError(f"{references[0]} lists record {ref.index[ref.index.duplicated()][0]} more than once")
+    codes = pd.Series(
+        [
+            [c for c in ref.loc[n, ref.columns[1:]] if isinstance(c, str) and c.strip()] if n in ref.index else []
+            for n in names
+        ],
+        index=names,
+    )
     paths = [files.get(n, root / f"{n}.mat") for n in names]
     with ThreadPoolExecutor(4) as pool: sex, age, seconds = zip(*pool.map(_cpsc_person, paths))
-    table = pd.DataFrame({
-        "patient_id": None, "age_days": np.array(age, float) * YEAR, "sex": sex, "fs": 500.0, "leads": 12, "seconds": np.array(seconds, float),
-        "report": None, "quality": np.where(codes.map(len) == 0, "no diagnosis", ""), "path": [p.relative_to(root).as_posix() for p in paths]}, index=names)
+    table = pd.DataFrame(
+        {
+            "patient_id": None, "age_days": np.array(age, float) * YEAR, "sex": sex, "fs": 500.0, "leads": 12,
+            "seconds": np.array(seconds, float), "report": None,
+            "quality": np.where(codes.map(len) == 0, "no diagnosis", ""),
+            "path": [p.relative_to(root).as_posix() for p in paths]
+        },
+        index=names,
+    )
     return table, *labels_from_cpsc(codes)
 
 COHORTS["cpsc2018"] = _load_cpsc
@@ -109,10 +133,15 @@ def _load_ptb(root: Path):
     said = lambda key: pd.Series([n.get(key, "") for n in notes], dtype=object)
     fs, n = (pd.to_numeric(src[c], errors="coerce") for c in ("sampling_rate", "n_samples"))
     reason, folder = said("Reason for admission"), src["path"].str.extract(r"(patient\d+)/[^/]+$")[0]
-    table = pd.DataFrame({
-        "patient_id": folder, "age_days": pd.to_numeric(said("age"), errors="coerce") * YEAR, "sex": said("sex"), "fs": fs.astype(float), "leads": 12,
-        "seconds": n / fs.where(fs > 0), "report": (reason + "; " + said("Additional diagnoses")).str.strip("; "),
-        "quality": np.where(reason == "", "no diagnosis", ""), "path": src["path"], "infarction": said("Acute infarction (localization)")}).set_axis(src["record_name"])
+    table = pd.DataFrame(
+        {
+            "patient_id": folder, "age_days": pd.to_numeric(said("age"), errors="coerce") * YEAR, "sex": said("sex"),
+            "fs": fs.astype(float), "leads": 12, "seconds": n / fs.where(fs > 0),
+            "report": (reason + "; " + said("Additional diagnoses")).str.strip("; "),
+            "quality": np.where(reason == "", "no diagnosis", ""), "path": src["path"],
+            "infarction": said("Acute infarction (localization)")
+        }
+    ).set_axis(src["record_name"])
     return table, *labels_from_ptbdb(reason.set_axis(table.index))
 
 COHORTS["ptb"] = _load_ptb
@@ -133,10 +162,15 @@ def _load_sph(root: Path):
     meta = meta.set_axis(meta["ECG_ID"].str.strip())
     folder = "records/" if (root / "records").is_dir() or not any(root.glob("*.h5")) else ""
     codes = meta["AHA_Code"].fillna("")
-    table = pd.DataFrame({
-        "patient_id": meta["Patient_ID"], "age_days": pd.to_numeric(meta["Age"], errors="coerce") * YEAR, "sex": meta["Sex"], "fs": 500.0, "leads": 12,
-        "seconds": pd.to_numeric(meta["N"], errors="coerce") / 500, "report": _statements(codes, root), "quality": np.where(codes.str.strip() == "", "no diagnosis", ""),
-        "path": folder + meta.index.to_series() + ".h5", "aha": codes}, index=meta.index)
+    table = pd.DataFrame(
+        {
+            "patient_id": meta["Patient_ID"], "age_days": pd.to_numeric(meta["Age"], errors="coerce") * YEAR,
+            "sex": meta["Sex"], "fs": 500.0, "leads": 12, "seconds": pd.to_numeric(meta["N"], errors="coerce") / 500,
+            "report": _statements(codes, root), "quality": np.where(codes.str.strip() == "", "no diagnosis", ""),
+            "path": folder + meta.index.to_series() + ".h5", "aha": codes
+        },
+        index=meta.index,
+    )
     return table, *labels_from_aha(codes, vocabulary="sph")
 
 COHORTS["sph"] = _load_sph
@@ -149,10 +183,16 @@ def _diagnostics(root: Path) -> pd.DataFrame: # every cell a string
     if (root / "Diagnostics.csv").is_file() or not (root / "Diagnostics.xlsx").is_file():
         require(root, "Chapman-Shaoxing", "Diagnostics.csv")
         return read_csv(root / "Diagnostics.csv", columns, encoding="utf-8-sig", **plain)
-    try: table = pd.read_excel(root / "Diagnostics.xlsx", **plain)
-    except ImportError as e: raise PeaceError(f"reading {root / 'Diagnostics.xlsx'} needs the package openpyxl, which is not installed (pip install openpyxl); or save the table as Diagnostics.csv") from e
-    except Exception as e: # a file that is no archive, or no workbook, fails in as many ways as there are readers
-        raise PeaceError(f"{root / 'Diagnostics.xlsx'} cannot be read as a table: {' '.join(str(e).split())[:120]}") from e
+    try:
+        table = pd.read_excel(root / "Diagnostics.xlsx", **plain)
+    except ImportError as e:
+        raise PeaceError(
+            f"reading {root / 'Diagnostics.xlsx'} needs the package openpyxl, which is not installed (pip install openpyxl); or save the table as Diagnostics.csv"
+        ) from e
+    except Exception as e:  # a file that is no archive, or no workbook, fails in as many ways as there are readers
+        raise PeaceError(
+            f"{root / 'Diagnostics.xlsx'} cannot be read as a table: {' '.join(str(e).split())[:120]}"
+        ) from e
     lost = [c for c in columns if c not in table.columns]
     if lost: raise PeaceError(f"{root / 'Diagnostics.xlsx'} has no column {lost[0]!r}")
     return table
@@ -164,9 +204,15 @@ def _load_chapman(root: Path):
     codes = src["Rhythm"] + " " + src["Beat"]
     folder = "ECGData/" if (root / "ECGData").is_dir() or not any(root.glob("MUSE_*.csv")) else ""
     spell = lambda v: "; ".join(CHAPMAN["description"].get(t.upper(), t) for t in v.split() if t.upper() != "NONE")
-    table = pd.DataFrame({
-        "patient_id": None, "age_days": pd.to_numeric(src["PatientAge"], errors="coerce") * YEAR, "sex": src["Gender"], "fs": 500.0, "leads": 12, "seconds": 10.0,
-        "report": codes.map(spell), "quality": np.where(codes.str.strip() == "", "no diagnosis", ""), "path": folder + src.index.to_series() + ".csv", "codes": codes}, index=src.index)
+    table = pd.DataFrame(
+        {
+            "patient_id": None, "age_days": pd.to_numeric(src["PatientAge"], errors="coerce") * YEAR,
+            "sex": src["Gender"], "fs": 500.0, "leads": 12, "seconds": 10.0, "report": codes.map(spell),
+            "quality": np.where(codes.str.strip() == "", "no diagnosis", ""),
+            "path": folder + src.index.to_series() + ".csv", "codes": codes
+        },
+        index=src.index,
+    )
     return table, *labels_from_chapman(codes)
 
 COHORTS["chapman"] = _load_chapman

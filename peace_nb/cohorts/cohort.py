@@ -26,27 +26,34 @@ class Cohort:
     "One data set on disk: who (`table`), what (`labels`), and signals on demand."
     name: str               # a key of `COHORTS`
     root: Path              # folder of the data set
-    table: pd.DataFrame     # one row a record, index record_id (str), at least the columns of `COLUMNS`
+    table: pd.DataFrame     # one row per record, index record_id (str), at least the columns of `COLUMNS`
     labels: pd.DataFrame    # (n, 27) float, same index; NaN = this cohort cannot say
     coverage: object = None # what the label mapping did, see `peace_nb.labels.states.Coverage`
     check: bool = True      # verify the checksums that headers carry
 
     def __len__(self): return len(self.table)
-    def __repr__(self): return f"Cohort({self.name}: {len(self)} records of {self.table['patient_id'].nunique()} patients in {self.root})"
+    def __repr__(self):
+        return (
+            f"Cohort({self.name}: {len(self)} records of {self.table['patient_id'].nunique()} patients in {self.root})"
+        )
 
     def part(self, record_ids): # Cohort
         "The same cohort with these records only."
-        return Cohort(self.name, self.root, self.table.loc[record_ids], self.labels.loc[record_ids], self.coverage, self.check)
+        return Cohort(
+            self.name, self.root, self.table.loc[record_ids], self.labels.loc[record_ids], self.coverage, self.check
+        )
     @cached_property
     def fingerprint(self) -> str: return _fingerprint(self) # hash of tables, labels, headers and file lengths
 
-COHORTS = {}   # name of a data set -> function of its folder that gives (table, labels, coverage); every adapter adds itself
+# name of a data set -> function of its folder that gives (table, labels, coverage); every adapter adds itself
+COHORTS = {}
 
 # %% ../../nbs/cohorts/03_cohort.ipynb #91508f55
 def _read_row(cohort: Cohort, record_id: str): # (signal (C, T) mV, names, fs)
     "The channels of one row of the table, by whichever reader its path asks for."
     table, path = cohort.table, cohort.root / cohort.table.at[record_id, "path"]
-    if "first_sample" in table: return read_window(path, int(table.at[record_id, "first_sample"]), int(table.at[record_id, "n_samples"]))
+    if "first_sample" in table:
+        return read_window(path, int(table.at[record_id, "first_sample"]), int(table.at[record_id, "n_samples"]))
     trusted = cohort.check and ("checksums" not in table or bool(table.at[record_id, "checksums"]))
     reader = READERS.get(path.suffix.lower())
     return read_record(path, check=trusted) if reader is None else reader(path)
@@ -97,5 +104,6 @@ def _edges(file: Path, n: int = 4096) -> bytes:
     if not file.is_file(): return b"missing"
     size = file.stat().st_size
     with file.open("rb") as f:
-        head = f.read(n); f.seek(max(0, size - n))
+        head = f.read(n)
+        f.seek(max(0, size - n))
         return str(size).encode() + head + f.read(n)

@@ -13,8 +13,10 @@ from ..labels.space import LABELS
 from ..settings import PeaceError
 
 # %% ../../nbs/cohorts/09_load.ipynb #b206e220
-ADAPTERS = {"mimic-iv-ecg": "mimic", "ptb-xl": "ptbxl", "zzu-pecg": "zzu", "cinc": "challenges", "cpsc2018": "challenges", "ptb": "challenges",
-            "sph": "challenges", "chapman": "challenges", "ludb": "marked", "leipzig": "marked"}     # name -> module of peace_nb.cohorts
+ADAPTERS = {
+    "mimic-iv-ecg": "mimic", "ptb-xl": "ptbxl", "zzu-pecg": "zzu", "cinc": "challenges", "cpsc2018": "challenges",
+    "ptb": "challenges", "sph": "challenges", "chapman": "challenges", "ludb": "marked", "leipzig": "marked"
+}  # name -> module of peace_nb.cohorts
 
 def cohort_names() -> tuple: # of str
     "The data sets `load_cohort` knows."
@@ -27,8 +29,11 @@ def load_cohort(
     **options, # mimic-iv-ecg: `patients`, the path of MIMIC-IV's patients.csv; leipzig: `seconds` and `every` of its windows
 ) -> Cohort:
     "A data set in the common form. Raises `PeaceError` with one sentence when the folder does not hold it."
-    if name not in cohort_names(): raise PeaceError(f"there is no cohort {name!r}; known are {', '.join(cohort_names())}")
-    if name not in COHORTS: importlib.import_module(f"peace_nb.cohorts.{ADAPTERS[name]}")   # an adapter adds itself to COHORTS
+    if name not in cohort_names():
+        raise PeaceError(f"there is no cohort {name!r}; known are {', '.join(cohort_names())}")
+    # an adapter adds itself to COHORTS
+    if name not in COHORTS:
+        importlib.import_module(f"peace_nb.cohorts.{ADAPTERS[name]}")
     root = Path(root)
     table, labels, coverage = COHORTS[name](root, **options)
     table = tidy(table, name)

@@ -23,17 +23,29 @@ from ..signals.prepare import LEADS, canonical_lead, RecordError
 from ..labels.others import labels_from_ludb
 
 # %% ../../nbs/cohorts/08_marked_recordings.ipynb #7c0ba4dd
-_LUDB_COLUMNS = ("rhythms", "conduction_abnormalities", "extrasystolies", "hypertrophies", "cardiac_pacing", "ischemia", "repolarization_abnormalities", "other_states")
+_LUDB_COLUMNS = (
+    "rhythms", "conduction_abnormalities", "extrasystolies", "hypertrophies", "cardiac_pacing", "ischemia",
+    "repolarization_abnormalities", "other_states"
+)
 
 def _load_ludb(root: Path):
     "LUDB: (table, labels, coverage)."
     require(root, "LUDB", "ludb.csv")
     src = publisher_table(_ludb_source, root, "ludb")
-    said = [[x for c in _LUDB_COLUMNS for x in row[c]] + ([f"Electric axis of the heart: {row['electric_axis']}"] if row["electric_axis"] else [])
-            for _, row in src.iterrows()]
-    table = pd.DataFrame({
-        "patient_id": None, "age_days": src["age"].where(~src["age_raw"].str.startswith(">"), 90.0).astype(float) * YEAR, "sex": src["sex"], "fs": 500.0, "leads": 12,
-        "seconds": 10.0, "report": ["; ".join(s) for s in said], "quality": "", "path": [f"data/{i}" for i in src.index]}, index=src.index)
+    said = [
+        [x for c in _LUDB_COLUMNS for x in row[c]]
+        + ([f"Electric axis of the heart: {row['electric_axis']}"] if row["electric_axis"] else [])
+        for _, row in src.iterrows()
+    ]
+    table = pd.DataFrame(
+        {
+            "patient_id": None,
+            "age_days": src["age"].where(~src["age_raw"].str.startswith(">"), 90.0).astype(float) * YEAR,
+            "sex": src["sex"], "fs": 500.0, "leads": 12, "seconds": 10.0, "report": ["; ".join(s) for s in said],
+            "quality": "", "path": [f"data/{i}" for i in src.index]
+        },
+        index=src.index,
+    )
     texts = pd.Series(said, index=src.index.astype(str), dtype=object)
     return table, *labels_from_ludb(texts)
 
@@ -82,8 +94,12 @@ def read_marks(
     for lead in leads:
         file = record.with_name(f"{record.name}.{lead.lower()}")
         if not file.is_file(): raise RecordError(f"{file} does not exist", "missing signal")
-        try: marks = wfdb.rdann(str(record), lead.lower())
-        except Exception as e: raise RecordError(f"{file} is not a readable annotation file ({type(e).__name__}: {e})".replace("\n", " ")) from e
+        try:
+            marks = wfdb.rdann(str(record), lead.lower())
+        except Exception as e:
+            raise RecordError(
+                f"{file} is not a readable annotation file ({type(e).__name__}: {e})".replace("\n", " ")
+            ) from e
         rows += [(canonical_lead(lead), *w) for w in _waves(marks.symbol, marks.sample.astype(float), fs)]
     return pd.DataFrame(rows, columns=["lead", "wave", "onset", "peak", "offset"])
 
@@ -96,14 +112,21 @@ def windows(
 ): # (first (W,) int, n int): first samples and common length
     "Whole windows of a record, in order; what is left at the end is not used. Raises `PeaceError` on windows that make no sense."
     n, step = round(seconds * fs), round((every or seconds) * fs)
-    if n < 1 or step < 1: raise PeaceError(f"windows of {seconds} s every {every} s make no sense; both must be positive")
+    if n < 1 or step < 1:
+        raise PeaceError(f"windows of {seconds} s every {every} s make no sense; both must be positive")
     return np.arange(0, n_samples - n + 1, step), n
 
 # %% ../../nbs/cohorts/08_marked_recordings.ipynb #65338800
 _BEAT_LABEL = {"A": "PAC", "a": "PAC", "V": "PVC", "R": "RBBB", "L": "LBBB", "b": "AVB1"}
-_WORD_LABEL = {"AVRT": "SVT", "AVNRT": "SVT", "AVNRT+BII": "SVT", "EAT": "SVT", "AFIB": "AFIB", "AFL": "AFLT", "N-PREX": "WPW", "A-PREX": "WPW", "BI": "AVB1", "(B": "PVC"}
-_HIDES = {"/": ("RBBB", "LBBB", "AVB1", "WPW"), "/A": (), "/V": ("RBBB", "LBBB", "AVB1", "WPW"), "VT": ("RBBB", "LBBB", "AVB1", "WPW"), "IVR": ("RBBB", "LBBB", "AVB1", "WPW"),
-          "AVRT": ("AVB1", "WPW"), "AVNRT": ("AVB1", "WPW"), "AVNRT+BII": ("AVB1", "WPW"), "EAT": ("AVB1", "WPW"), "AFIB": ("AVB1",), "AFL": ("AVB1",)}
+_WORD_LABEL = {
+    "AVRT": "SVT", "AVNRT": "SVT", "AVNRT+BII": "SVT", "EAT": "SVT", "AFIB": "AFIB", "AFL": "AFLT", "N-PREX": "WPW",
+    "A-PREX": "WPW", "BI": "AVB1", "(B": "PVC"
+}
+_HIDES = {
+    "/": ("RBBB", "LBBB", "AVB1", "WPW"), "/A": (), "/V": ("RBBB", "LBBB", "AVB1", "WPW"),
+    "VT": ("RBBB", "LBBB", "AVB1", "WPW"), "IVR": ("RBBB", "LBBB", "AVB1", "WPW"), "AVRT": ("AVB1", "WPW"),
+    "AVNRT": ("AVB1", "WPW"), "AVNRT+BII": ("AVB1", "WPW"), "EAT": ("AVB1", "WPW"), "AFIB": ("AVB1",), "AFL": ("AVB1",)
+}
 LEIPZIG_LABELS = ("SVT", "AFIB", "AFLT", "PAC", "PVC", "RBBB", "LBBB", "AVB1", "WPW")    # what the annotations can say
 _RHYTHM = {"(A": "ectopic atrial", "(B": "(B"}    # a rhythm "(A" is not a premature beat "A"
 _BEATS = set(_leipzig_source.BEAT_SYMBOLS) | {"Q"}
@@ -133,8 +156,12 @@ def _window_labels(tokens: list, rhythm: list) -> dict: # label -> 1, 0 or NaN
 def _read_beats(path: Path): # (samples (M,), symbols, notes)
     "The cardiologist's annotations of one study. Raises `PeaceError` naming the file."
     if not path.with_name(path.name + ".atr").is_file(): raise PeaceError(f"{path}.atr does not exist")
-    try: ann = wfdb.rdann(str(path), "atr")
-    except Exception as e: raise PeaceError(f"{path}.atr is not a readable annotation file ({type(e).__name__}: {e})".replace("\n", " ")) from e
+    try:
+        ann = wfdb.rdann(str(path), "atr")
+    except Exception as e:
+        raise PeaceError(
+            f"{path}.atr is not a readable annotation file ({type(e).__name__}: {e})".replace("\n", " ")
+        ) from e
     return ann.sample, ann.symbol, [(a or "").strip("\x00 ") for a in (ann.aux_note or [""] * len(ann.symbol))]
 
 def _study(path: Path, firsts: np.ndarray, n: int): # (labels (W, 9), quality list, tokens Series)
@@ -149,7 +176,9 @@ def _study(path: Path, firsts: np.ndarray, n: int): # (labels (W, 9), quality li
         inside = [w for t, w in changes if first <= t < first + n]
         rows.append(_window_labels([w for w, s in zip(said[a:b], symbols[a:b]) if s in _BEATS and w], running + inside))
         remarks.append("signal quality marked" if "~" in symbols[a:b] else "")
-    return pd.DataFrame(rows, columns=list(LEIPZIG_LABELS)), remarks, pd.Series([t for w in said for t in w], dtype=object)
+    return (
+        pd.DataFrame(rows, columns=list(LEIPZIG_LABELS)), remarks, pd.Series([t for w in said for t in w], dtype=object)
+    )
 
 # %% ../../nbs/cohorts/08_marked_recordings.ipynb #88fb9f98
 def _load_leipzig(root: Path, seconds: float = 10.0, every: float | None = None):
@@ -158,13 +187,25 @@ def _load_leipzig(root: Path, seconds: float = 10.0, every: float | None = None)
     src = publisher_table(_leipzig_source, root, "leipzig_heart_center_ecg")
     tables, labels, tokens = [], [], []
     for name, row in src.iterrows():
-        firsts, n = windows(int(row["n_samples"]), float(row["sampling_rate"]), seconds, every) if row["n_samples"] and row["sampling_rate"] else (np.array([0]), 0)
+        firsts, n = (
+            windows(int(row["n_samples"]), float(row["sampling_rate"]), seconds, every)
+            if row["n_samples"] and row["sampling_rate"]
+            else (np.array([0]), 0)
+        )
         said, remarks, found = _study(root / name, firsts, n)
-        tables.append(pd.DataFrame({
-            "patient_id": name, "age_days": (row["age"] if row["age"] is not None else np.nan) * YEAR, "sex": row["gender"], "fs": float(row["sampling_rate"]), "leads": 12, "seconds": float(seconds),
-            "report": None, "quality": remarks, "path": name, "first_sample": firsts, "n_samples": n, "diagnosis": row["diagnosis"], "channels": row["channel_names"]},
-            index=[f"{name}@{f}" for f in firsts]))
-        labels.append(said); tokens.append(found)
+        tables.append(
+            pd.DataFrame(
+                {
+                    "patient_id": name, "age_days": (row["age"] if row["age"] is not None else np.nan) * YEAR,
+                    "sex": row["gender"], "fs": float(row["sampling_rate"]), "leads": 12, "seconds": float(seconds),
+                    "report": None, "quality": remarks, "path": name, "first_sample": firsts, "n_samples": n,
+                    "diagnosis": row["diagnosis"], "channels": row["channel_names"]
+                },
+                index=[f"{name}@{f}" for f in firsts],
+            )
+        )
+        labels.append(said)
+        tokens.append(found)
     table = pd.concat(tables)
     frame = pd.concat(labels).set_axis(table.index).reindex(columns=list(LABELS)).astype(float)
     return table, frame, _leipzig_coverage(pd.concat(tokens), frame)
@@ -175,7 +216,14 @@ def _leipzig_coverage(tokens: pd.Series, frame: pd.DataFrame) -> Coverage:
     label = pd.Series({t: _BEAT_LABEL.get(t) or _WORD_LABEL.get(t, "") for t in n.index}, dtype=object)
     hides = pd.Series({t: ";".join(_HIDES.get(t, ())) for t in n.index}, dtype=object)
     fate = np.select([label != "", hides != ""], ["mapped", "made unknown"], "set aside")
-    codes = pd.DataFrame({"n": n, "fate": fate, "labels": label, "unknown": hides, "reason": np.where(fate == "set aside", "no label of the space", "")})
-    return Coverage("leipzig", len(frame), int(frame.isna().all(axis=1).sum()), codes, n.iloc[:0].rename("n"), label_counts(frame))
+    codes = pd.DataFrame(
+        {
+            "n": n, "fate": fate, "labels": label, "unknown": hides,
+            "reason": np.where(fate == "set aside", "no label of the space", "")
+        }
+    )
+    return Coverage(
+        "leipzig", len(frame), int(frame.isna().all(axis=1).sum()), codes, n.iloc[:0].rename("n"), label_counts(frame)
+    )
 
 COHORTS["leipzig"] = _load_leipzig

@@ -28,7 +28,11 @@ def _find_patients(root: Path, given) -> Path | None:
 def _ages(records: pd.DataFrame, patients: Path | None):
     "(age in days, sex) for each record, NaN where unknown."
     if patients is None: return np.full(len(records), np.nan), np.full(len(records), None, object)
-    p = read_csv(patients, ("subject_id", "gender", "anchor_age", "anchor_year")).drop_duplicates("subject_id").set_index("subject_id")
+    p = (
+        read_csv(patients, ("subject_id", "gender", "anchor_age", "anchor_year"))
+        .drop_duplicates("subject_id")
+        .set_index("subject_id")
+    )
     p = p.reindex(records["subject_id"])
     when = pd.to_datetime(records["ecg_time"], errors="coerce").dt.year.to_numpy()
     years = p["anchor_age"].to_numpy(float) + when - p["anchor_year"].to_numpy(float)
@@ -40,16 +44,25 @@ def _load_mimic(root: Path, patients=None):
     require(root, "MIMIC-IV-ECG", "record_list.csv", "machine_measurements.csv")
     records = read_csv(root / "record_list.csv", ("subject_id", "study_id", "ecg_time", "path"))
     src = publisher_table(_mimic_source, root, "mimic_iv_ecg")
-    if not src.index.is_unique: raise PeaceError(f"machine_measurements.csv lists study {src.index[src.index.duplicated()][0]} more than once")
+    if not src.index.is_unique:
+        raise PeaceError(f"machine_measurements.csv lists study {src.index[src.index.duplicated()][0]} more than once")
     src = src.reindex(records["study_id"])
     age, sex = _ages(records, _find_patients(root, patients))
-    table = pd.DataFrame({
-        "patient_id": records["subject_id"].astype(str).to_numpy(), "age_days": age, "sex": sex, "fs": 500.0, "leads": 12, "seconds": 10.0,
-        "report": src["report_text"].to_numpy(), "quality": np.where(src["report_text"].isna(), "no report", ""), "path": records["path"].to_numpy(),
-        "ecg_time": records["ecg_time"].astype(str).to_numpy(),
-        **{c: src[c].to_numpy(float) for c in _mimic_source.MEASUREMENT_COLUMNS if c in src}}, index=records["study_id"])
+    table = pd.DataFrame(
+        {
+            "patient_id": records["subject_id"].astype(str).to_numpy(), "age_days": age, "sex": sex, "fs": 500.0,
+            "leads": 12, "seconds": 10.0, "report": src["report_text"].to_numpy(),
+            "quality": np.where(src["report_text"].isna(), "no report", ""), "path": records["path"].to_numpy(),
+            "ecg_time": records["ecg_time"].astype(str).to_numpy(),
+            **{c: src[c].to_numpy(float) for c in _mimic_source.MEASUREMENT_COLUMNS if c in src}
+        },
+        index=records["study_id"],
+    )
     lines = src[[c for c in _mimic_source.REPORT_COLUMNS if c in src]]
-    spoken = pd.Series([[x for x in row if isinstance(x, str)] for row in lines.to_numpy(object)], index=table.index.astype(str), dtype=object)
+    spoken = pd.Series(
+        [[x for x in row if isinstance(x, str)] for row in lines.to_numpy(object)], index=table.index.astype(str),
+        dtype=object
+    )
     return table, *labels_from_report(spoken)
 
 COHORTS["mimic-iv-ecg"] = _load_mimic

@@ -22,23 +22,26 @@ from ..signals.prepare import LEADS, MIN_SECONDS, TO_MV, canonical_lead, RecordE
 
 # %% ../../nbs/cohorts/01_records.ipynb #014187f4
 _FIRST = re.compile(r"([-\w]{1,200}) (\d{1,4}) (\d{1,6}(?:\.\d{1,12})?) (\d{1,15})", re.ASCII)
-_SIGNAL = re.compile(r"([-\w]{1,200}\.\w{1,20}) (\d{1,4})(?:\+(\d{1,9}))? (\d{1,12}(?:\.\d{1,20})?)(?:\((-?\d{1,12})\))?/([\w%]{1,20})"
-                     r" (\d{1,4}) (-?\d{1,12}) (-?\d{1,12}) (-?\d{1,12}) (\d{1,9}) (\S[ -~]{0,80})", re.ASCII)
+_SIGNAL = re.compile(r"([-\w]{1,200}\.\w{1,20}) (\d{1,4})(?:\+(\d{1,9}))? (\d{1,12}(?:\.\d{1,20})?)"
+                     r"(?:\((-?\d{1,12})\))?/([\w%]{1,20}) (\d{1,4}) (-?\d{1,12}) (-?\d{1,12}) (-?\d{1,12})"
+                     r" (\d{1,9}) (\S[ -~]{0,80})", re.ASCII)
 
 def _integers(values) -> list: return [int(v) for v in values]
 
 def _matched(stem):
-    "(match of the first line, one tuple of texts a field, comments) of an ordinary header; None for any other."
+    "(match of the first line, one tuple of texts per field, comments) of an ordinary header; None for any other."
     try:
         with open(f"{stem}.hea", encoding="ascii") as file: text = file.read(1_000_001)
     except (OSError, UnicodeDecodeError): return None
-    lines = [l.strip() for l in text.splitlines()]
-    comments, lines = [l.strip(" \t#") for l in lines if l.startswith("#")], [l for l in lines if l and not l.startswith("#")]
+    lines = [line.strip() for line in text.splitlines()]
+    comments = [line.strip(" \t#") for line in lines if line.startswith("#")]
+    lines = [line for line in lines if line and not line.startswith("#")]
     first = _FIRST.fullmatch(lines[0]) if lines and len(text) <= 1_000_000 else None
-    found = [_SIGNAL.fullmatch(l) for l in lines[1:]]
+    found = [_SIGNAL.fullmatch(line) for line in lines[1:]]
     if first is None or not found or None in found or int(first[2]) != len(found): return None
     return first, list(zip(*(m.groups() for m in found))), comments
 
+# %% ../../nbs/cohorts/01_records.ipynb #9941ae80
 def plain_header(
     stem, # a WFDB record, path without extension
 ): # wfdb.Record as `wfdb.rdheader` would return it, or None where the header is not of the ordinary form
@@ -52,11 +55,12 @@ def _record(first, fields: list, comments: list):
     files, fmt, offset, gain, baseline, units, res, zero, initial, checksum, block, names = fields
     n, fs = len(files), float(first[3])
     return wfdb.Record(
-        record_name=first[1], n_sig=n, fs=int(fs) if round(fs, 8) == float(int(fs)) else fs, sig_len=int(first[4]), file_name=list(files), fmt=list(fmt),
-        samps_per_frame=[1] * n, skew=[None] * n, byte_offset=[None if o is None else int(o) for o in offset],
-        adc_gain=[float(g) or 200.0 for g in gain], baseline=[int(z if b is None else b) for b, z in zip(baseline, zero)], units=list(units),
-        adc_res=_integers(res), adc_zero=_integers(zero), init_value=_integers(initial), checksum=_integers(checksum), block_size=_integers(block),
-        sig_name=list(names), comments=comments)
+        record_name=first[1], n_sig=n, fs=int(fs) if round(fs, 8) == float(int(fs)) else fs, sig_len=int(first[4]),
+        file_name=list(files), fmt=list(fmt), samps_per_frame=[1] * n, skew=[None] * n,
+        byte_offset=[None if o is None else int(o) for o in offset], adc_gain=[float(g) or 200.0 for g in gain],
+        baseline=[int(z if b is None else b) for b, z in zip(baseline, zero)], units=list(units),
+        adc_res=_integers(res), adc_zero=_integers(zero), init_value=_integers(initial),
+        checksum=_integers(checksum), block_size=_integers(block), sig_name=list(names), comments=comments)
 
 # %% ../../nbs/cohorts/01_records.ipynb #5d2af043
 class Counts(NamedTuple):
@@ -72,7 +76,8 @@ class Counts(NamedTuple):
 @lru_cache(maxsize=256)
 def _typed(gain: tuple, baseline: tuple, zero: tuple):
     "(baseline, gain) as numbers; the records of a data set share a handful of these."
-    return np.array([int(z if b is None else b) for b, z in zip(baseline, zero)], float), np.array([float(g) or 200.0 for g in gain])
+    steps = np.array([float(g) or 200.0 for g in gain])
+    return np.array([int(z if b is None else b) for b, z in zip(baseline, zero)], float), steps
 
 # %% ../../nbs/cohorts/01_records.ipynb #8c279604
 def plain_counts(
@@ -83,14 +88,17 @@ def plain_counts(
     if (found := _matched(stem)) is None: return None
     first, (files, fmt, offset, gain, baseline, units, _, zero, _, sums, _, names), _ = found
     name, n, size = os.path.basename(stem), len(files), len(files) * int(first[4])
-    if first[1] != name or os.path.splitext(files[0])[0] != name or {*files} != {files[0]} or {*fmt} != {"16"} or {*offset} != {offset[0]} or not 0 < size <= most: return None
+    one_file = {*files} == {files[0]} and {*offset} == {offset[0]} and {*fmt} == {"16"}
+    if not one_file or first[1] != name or os.path.splitext(files[0])[0] != name or not 0 < size <= most: return None
+    skip = int(offset[0] or 0)
     try:
         with open(os.path.join(os.path.dirname(stem), files[0]), "rb") as file:
-            if os.fstat(file.fileno()).st_size < int(offset[0] or 0) + 2 * size: return None
-            file.seek(int(offset[0] or 0))
+            if os.fstat(file.fileno()).st_size < skip + 2 * size: return None
+            file.seek(skip)
             samples = np.frombuffer(file.read(2 * size), "<i2").reshape(-1, n)
     except (OSError, ValueError): return None
-    return Counts(samples, names, *_typed(gain, baseline, zero), units, float(first[3]), np.array(_integers(sums)) % 65536)
+    stated = np.array(_integers(sums)) % 65536
+    return Counts(samples, names, *_typed(gain, baseline, zero), units, float(first[3]), stated)
 
 # %% ../../nbs/cohorts/01_records.ipynb #dfb1f23a
 MAX_SAMPLES = 2**26    # samples of one record, all channels: 3 hours of 12 leads at 500 Hz
@@ -102,7 +110,7 @@ def _stem(path) -> Path:
     return path.with_suffix("") if path.suffix.lower() in (".hea", ".dat") else path
 
 def _parse(stem: Path): # wfdb.Record or wfdb.MultiRecord
-    "The header by whichever parser can: the quick one, or wfdb's (after mending a record line that names `E00001.mat` instead of `E00001`)."
+    "The header by whichever parser can: the quick one, or wfdb's (after fixing a record line that names `E00001.mat` instead of `E00001`)."
     if (head := plain_header(stem)) is not None: return head
     text = stem.with_name(f"{stem.name}.hea").read_bytes()
     if not text.startswith(f"{stem.name}.mat ".encode()): return wfdb.rdheader(str(stem), rd_segments=True)
@@ -118,16 +126,29 @@ def read_header(
     stem = _stem(path)
     hea = stem.with_name(stem.name + ".hea")
     if not hea.is_file(): raise RecordError(f"{hea} does not exist", "missing header")
-    if hea.stat().st_size > 1_000_000: raise RecordError(f"{hea} is not a WFDB header: it is larger than 1 MB", "bad header")
-    try: head = _parse(stem)
-    except Exception as e:   # wfdb raises whatever its parser stumbles over, from IndexError to OSError
-        raise RecordError(f"{hea} is not a readable WFDB header ({type(e).__name__}: {e})".replace("\n", " "), "bad header") from e
-    if not (head.n_sig and head.fs and np.isfinite(head.fs) and head.fs > 0): raise RecordError(f"{hea} names no signal or no sampling rate", "bad header")
+    if hea.stat().st_size > 1_000_000:
+        raise RecordError(f"{hea} is not a WFDB header: it is larger than 1 MB", "bad header")
+    try:
+        head = _parse(stem)
+    except Exception as e:  # wfdb raises whatever its parser stumbles over, from IndexError to OSError
+        raise RecordError(
+            f"{hea} is not a readable WFDB header ({type(e).__name__}: {e})".replace("\n", " "), "bad header"
+        ) from e
+    if not (head.n_sig and head.fs and np.isfinite(head.fs) and head.fs > 0):
+        raise RecordError(f"{hea} names no signal or no sampling rate", "bad header")
     for part in [head] if not isinstance(head, wfdb.MultiRecord) else [s for s in head.segments if s is not None]:
-        if len(part.file_name or ()) != (part.n_sig or 0): raise RecordError(f"{hea} announces {part.n_sig} signals and describes {len(part.file_name or ())}", "bad header")
+        if len(part.file_name or ()) != (part.n_sig or 0):
+            raise RecordError(
+                f"{hea} announces {part.n_sig} signals and describes {len(part.file_name or ())}", "bad header"
+            )
         frame = sum(s or 1 for s in part.samps_per_frame or ())
-        if max(frame, head.n_sig) * max(part.sig_len or 0, head.sig_len or 0) > (most or np.inf) or max([s or 0 for s in part.skew or ()], default=0) > (part.sig_len or 0):
-            raise RecordError(f"{hea} announces {head.n_sig} signals of {head.sig_len} samples, more than the {most} samples a record may have", "absurd size")
+        if max(frame, head.n_sig) * max(part.sig_len or 0, head.sig_len or 0) > (most or np.inf) or max(
+            [s or 0 for s in part.skew or ()], default=0
+        ) > (part.sig_len or 0):
+            raise RecordError(
+                f"{hea} announces {head.n_sig} signals of {head.sig_len} samples, more than the {most} samples a record may have",
+                "absurd size"
+            )
     return head
 
 # %% ../../nbs/cohorts/01_records.ipynb #cfcb587a
@@ -140,31 +161,52 @@ def _check_owner(head, stem: Path):
 def _check_files(head, folder: Path):
     "Every signal file exists and is at least as long as the header promises."
     for f in dict.fromkeys(head.file_name):
-        if Path(f).name != f: raise RecordError(f"{folder / head.record_name}.hea names a signal file outside its own folder: {f}", "wrong file")
+        if Path(f).name != f:
+            raise RecordError(
+                f"{folder / head.record_name}.hea names a signal file outside its own folder: {f}", "wrong file"
+            )
         here = [i for i, g in enumerate(head.file_name) if g == f]
         if not (folder / f).is_file(): raise RecordError(f"{folder / f} does not exist", "missing signal")
         per_sample = _BYTES.get(head.fmt[here[0]])
         if per_sample is None: continue     # FLAC-compressed formats: the length says nothing
         frame = sum(head.samps_per_frame[i] or 1 for i in here)
-        want, have = (head.byte_offset[here[0]] or 0) + int((head.sig_len or 0) * frame * per_sample), (folder / f).stat().st_size
-        if have < want: raise RecordError(f"{folder / f} is truncated: it has {have} bytes, its header announces {want}", "truncated")
+        want, have = (
+            (head.byte_offset[here[0]] or 0) + int((head.sig_len or 0) * frame * per_sample),
+            (folder / f).stat().st_size
+        )
+        if have < want:
+            raise RecordError(
+                f"{folder / f} is truncated: it has {have} bytes, its header announces {want}", "truncated"
+            )
 
 def _check_sums(head, digital: np.ndarray, folder: Path):
     "The sum of each channel's samples (C, T) agrees with the header, modulo 2**16. Zeros throughout mean that nobody took the sums."
     if not any(head.checksum): return
     for i, (want, have) in enumerate(zip(head.checksum, digital.sum(-1, dtype=np.int64))):
         if want is not None and (int(want) - int(have)) % 65536:
-            raise RecordError(f"{folder / head.file_name[i]} is damaged: the checksum of {head.sig_name[i]} is {int(have) % 65536}, its header says {int(want) % 65536}", "checksum")
+            raise RecordError(
+                f"{folder / head.file_name[i]} is damaged: the checksum of {head.sig_name[i]} is {int(have) % 65536}, its header says {int(want) % 65536}",
+                "checksum"
+            )
 
 # %% ../../nbs/cohorts/01_records.ipynb #3ef5fa18
 def _is_plain(head) -> bool:
     "One file, format 16, one sample a frame, no skew: what numpy can read alone."
-    return (len(set(head.file_name)) == 1 and set(head.fmt) == {"16"} and all((s or 1) == 1 for s in head.samps_per_frame)
-            and not any(s or 0 for s in head.skew) and bool(head.sig_len))
+    return (
+        len(set(head.file_name)) == 1
+        and set(head.fmt) == {"16"}
+        and all((s or 1) == 1 for s in head.samps_per_frame)
+        and not any(s or 0 for s in head.skew)
+        and bool(head.sig_len)
+    )
 
 def _read_plain(head, folder: Path, check: bool) -> np.ndarray: # (C, T) physical units
     "Format 16 straight from the file."
-    d = np.fromfile(folder / head.file_name[0], "<i2", head.n_sig * head.sig_len, offset=head.byte_offset[0] or 0).reshape(-1, head.n_sig).T
+    d = (
+        np.fromfile(folder / head.file_name[0], "<i2", head.n_sig * head.sig_len, offset=head.byte_offset[0] or 0)
+        .reshape(-1, head.n_sig)
+        .T
+    )
     if check: _check_sums(head, d, folder)
     x = (d - np.array(head.baseline, float)[:, None]) / np.array(head.adc_gain, float)[:, None]
     return np.where(d == -32768, np.nan, x) if (d == -32768).any() else x
@@ -182,13 +224,20 @@ def _read_general(head, stem: Path, check: bool) -> np.ndarray: # (C, T) physica
 # %% ../../nbs/cohorts/01_records.ipynb #f87f2c60
 def _voltages(x: np.ndarray, names, units, fs: float, stem: Path): # (signal (C, T) mV, names, fs)
     "Channels that are voltages, in millivolts. Raises `RecordError` on a lead in another unit, or when nothing valid is left."
-    if not 50 <= fs <= 20_000: raise RecordError(f"{stem} was recorded at {fs:g} Hz, says its header; between 50 and 20000 Hz are possible", "sampling rate")
+    if not 50 <= fs <= 20_000:
+        raise RecordError(
+            f"{stem} was recorded at {fs:g} Hz, says its header; between 50 and 20000 Hz are possible", "sampling rate"
+        )
     names = [n or f"channel {i + 1}" for i, n in enumerate(names)]
     scale = [TO_MV.get((u or "mV").strip().lower()) for u in units]
     foreign = [n for n, s, u in zip(names, scale, units) if s is None and canonical_lead(n) in LEADS]
-    if foreign: raise RecordError(f"{stem} gives lead {foreign[0]} in {units[names.index(foreign[0])]!r}, which is not a voltage", "unit")
+    if foreign:
+        raise RecordError(
+            f"{stem} gives lead {foreign[0]} in {units[names.index(foreign[0])]!r}, which is not a voltage", "unit"
+        )
     keep = [i for i, s in enumerate(scale) if s is not None]
-    if not keep or not np.isfinite(x[keep]).any(): raise RecordError(f"{stem} holds no valid sample of a voltage", "no sample")
+    if not keep or not np.isfinite(x[keep]).any():
+        raise RecordError(f"{stem} holds no valid sample of a voltage", "no sample")
     return x[keep] * np.array([scale[i] for i in keep])[:, None], [names[i] for i in keep], float(fs)
 
 def read_record(
@@ -209,13 +258,15 @@ def read_record(
         x = _read_plain(head, stem.parent, check) if _is_plain(head) else _read_general(head, stem, check)
         names, units = head.sig_name, head.units
     signal, names, fs = _voltages(x, names, units, head.fs, stem)
-    if x.shape[-1] < min_seconds * fs: raise RecordError(f"{stem} lasts {x.shape[-1] / fs:.2f} s; at least {min_seconds:g} s are needed", "too short")
+    if x.shape[-1] < min_seconds * fs:
+        raise RecordError(f"{stem} lasts {x.shape[-1] / fs:.2f} s; at least {min_seconds:g} s are needed", "too short")
     return signal, names, fs
 
 def _multi_names(head):
     "Channel names and units of a record in several segments: those of its layout or first real segment."
     first = next((s for s in head.segments if s is not None and s.sig_name), None)
-    if first is None: raise RecordError(f"{head.record_name}.hea describes no channel in any of its segments", "bad header")
+    if first is None:
+        raise RecordError(f"{head.record_name}.hea describes no channel in any of its segments", "bad header")
     return first.sig_name, first.units
 
 # %% ../../nbs/cohorts/01_records.ipynb #192a4e3e
@@ -226,20 +277,30 @@ def read_window(
 ): # (signal (C, n) float64 mV, names, fs)
     "A stretch of a long record, without reading the rest. Raises `RecordError`; checksums are not verified."
     stem, head = _stem(path), read_header(path, most=None)
-    if n * head.n_sig > MAX_SAMPLES: raise RecordError(f"{n} samples of {head.n_sig} channels of {stem} are more than the {MAX_SAMPLES} samples a window may have", "absurd size")
-    if isinstance(head, wfdb.MultiRecord): raise RecordError(f"{stem} consists of several segments; windows are read from single ones only")
+    if n * head.n_sig > MAX_SAMPLES:
+        raise RecordError(
+            f"{n} samples of {head.n_sig} channels of {stem} are more than the {MAX_SAMPLES} samples a window may have",
+            "absurd size"
+        )
+    if isinstance(head, wfdb.MultiRecord):
+        raise RecordError(f"{stem} consists of several segments; windows are read from single ones only")
     _check_owner(head, stem)
     _check_files(head, stem.parent)
-    if first < 0 or first + n > head.sig_len: raise RecordError(f"{stem} has {head.sig_len} samples; {first} to {first + n} are not among them", "too short")
-    try: x = wfdb.rdrecord(str(stem), sampfrom=first, sampto=first + n).p_signal.T
-    except Exception as e: raise RecordError(f"{stem} cannot be read ({type(e).__name__}: {e})".replace("\n", " ")) from e
+    if first < 0 or first + n > head.sig_len:
+        raise RecordError(f"{stem} has {head.sig_len} samples; {first} to {first + n} are not among them", "too short")
+    try:
+        x = wfdb.rdrecord(str(stem), sampfrom=first, sampto=first + n).p_signal.T
+    except Exception as e:
+        raise RecordError(f"{stem} cannot be read ({type(e).__name__}: {e})".replace("\n", " ")) from e
     return _voltages(x, head.sig_name, head.units, head.fs, stem)
 
 # %% ../../nbs/cohorts/01_records.ipynb #515af968
-def scan_headers(root: Path) -> pd.DataFrame: # one row a header: record_name, n_leads, sampling_rate, n_samples, age, sex, dx, path
+# one row per header: record_name, n_leads, sampling_rate, n_samples, age, sex, dx, path
+def scan_headers(root: Path) -> pd.DataFrame:
     "Every header below a folder, read as text. A damaged one gives an empty row: the store will say what is wrong with it."
     if not root.is_dir(): raise PeaceError(f"{root} is not a folder, so it cannot hold records")
-    files = sorted(p for p in root.rglob("*.hea") if p.is_file() and not p.name.startswith("."))     # macOS leaves `._JS00001.hea` beside `JS00001.hea`
+    # macOS leaves `._JS00001.hea` beside `JS00001.hea`
+    files = sorted(p for p in root.rglob("*.hea") if p.is_file() and not p.name.startswith("."))
     if not files: raise PeaceError(f"{root} holds no WFDB header (.hea), in no folder below it")
     with ThreadPoolExecutor(16) as pool: rows = list(pool.map(parse_header, files))
     return pd.DataFrame(rows).assign(path=[f.with_suffix("").relative_to(root).as_posix() for f in files])
@@ -250,10 +311,16 @@ def cpsc_struct(path: Path): # the fields of `ECG`, as scipy reads them
     if not path.is_file(): raise RecordError(f"{path} does not exist", "missing signal")
     if not path.stat().st_size: raise RecordError(f"{path} is empty", "truncated")
     if path.stat().st_size > 8 * MAX_SAMPLES: raise RecordError(f"{path} is larger than any record", "absurd size")
-    try: ecg = loadmat(path, appendmat=False, variable_names=["ECG"])["ECG"][0, 0]
-    except Exception as e:   # scipy raises whatever its parser stumbles over
+    try:
+        ecg = loadmat(path, appendmat=False, variable_names=["ECG"])["ECG"][0, 0]
+    except Exception as e:  # scipy raises whatever its parser stumbles over
         cut = "could not read bytes" in str(e) or "incomplete" in str(e)
-        raise RecordError(f"{path} {'is truncated' if cut else 'is not a CPSC2018 record'} ({type(e).__name__}: {e})".replace("\n", " "), "truncated" if cut else "bad header") from e
+        raise RecordError(
+            f"{path} {'is truncated' if cut else 'is not a CPSC2018 record'} ({type(e).__name__}: {e})".replace(
+                "\n", " "
+            ),
+            "truncated" if cut else "bad header",
+        ) from e
     lost = {"sex", "age", "data"} - set(ecg.dtype.names or ())
     if lost: raise RecordError(f"{path} is not a CPSC2018 record: its struct has no field {min(lost)}", "bad header")
     return ecg
@@ -263,9 +330,13 @@ def read_cpsc(
 ): # (signal (12, T) float64 mV, names, fs)
     "One record of the first CPSC2018 release. Raises `RecordError` naming the file."
     x = np.asarray(cpsc_struct(Path(path))["data"])
-    if x.ndim != 2 or len(x) != 12 or x.dtype.kind not in "fiu": raise RecordError(f"{path} holds a matrix {x.shape} of {x.dtype}; twelve rows of numbers are expected", "lead names")
+    if x.ndim != 2 or len(x) != 12 or x.dtype.kind not in "fiu":
+        raise RecordError(
+            f"{path} holds a matrix {x.shape} of {x.dtype}; twelve rows of numbers are expected", "lead names"
+        )
     x = x.astype(float)
-    if x.shape[1] < 5 * 500: raise RecordError(f"{path} lasts {x.shape[1] / 500:.2f} s; at least 5 s are needed", "too short")
+    if x.shape[1] < 5 * 500:
+        raise RecordError(f"{path} lasts {x.shape[1] / 500:.2f} s; at least 5 s are needed", "too short")
     if not np.isfinite(x).any(): raise RecordError(f"{path} holds no valid sample of a voltage", "no sample")
     return x, list(LEADS), 500.0
 
@@ -275,40 +346,56 @@ def read_hdf5(
     fs: float = 500.0, # sampling rate: the files do not say
 ): # (signal (12, T) float64 mV, names, fs)
     "One record of SPH. Raises `RecordError` naming the file, `PeaceError` where h5py is not installed."
-    try: import h5py   # an optional extra
-    except ImportError as e: raise PeaceError("reading .h5 records needs the package h5py, which is not installed (pip install h5py)") from e
+    try:
+        import h5py  # an optional extra
+    except ImportError as e:
+        raise PeaceError("reading .h5 records needs the package h5py, which is not installed (pip install h5py)") from e
     path = Path(path)
     if not path.is_file(): raise RecordError(f"{path} does not exist", "missing signal")
     try:
         with h5py.File(path, "r") as f:
             arrays = [v for v in f.values() if isinstance(v, h5py.Dataset) and v.ndim == 2]
             array = f["ecg"] if isinstance(f.get("ecg"), h5py.Dataset) else arrays[0] if len(arrays) == 1 else None
-            if array is None or array.ndim != 2 or len(array) != 12: raise RecordError(f"{path} does not hold one array of twelve leads", "lead names")
-            if array.size > MAX_SAMPLES: raise RecordError(f"{path} announces an array {array.shape}, more than the {MAX_SAMPLES} samples a record may have", "absurd size")
+            if array is None or array.ndim != 2 or len(array) != 12:
+                raise RecordError(f"{path} does not hold one array of twelve leads", "lead names")
+            if array.size > MAX_SAMPLES:
+                raise RecordError(
+                    f"{path} announces an array {array.shape}, more than the {MAX_SAMPLES} samples a record may have",
+                    "absurd size"
+                )
             x = array[()].astype(float)
     except PeaceError: raise
     except (OSError, KeyError, ValueError, TypeError, RuntimeError) as e:   # h5py's and HDF5's own
         kind = "truncated" if "truncated" in str(e) else "bad header" if "signature" in str(e) else "unreadable"
         raise RecordError(f"{path} is not a readable HDF5 file ({' '.join(str(e).split())[:120]})", kind) from e
-    if x.shape[1] < 5 * fs: raise RecordError(f"{path} lasts {x.shape[1] / fs:.2f} s; at least 5 s are needed", "too short")
+    if x.shape[1] < 5 * fs:
+        raise RecordError(f"{path} lasts {x.shape[1] / fs:.2f} s; at least 5 s are needed", "too short")
     if not np.isfinite(x).any(): raise RecordError(f"{path} holds no valid sample of a voltage", "no sample")
     return x, list(LEADS), fs
 
 # %% ../../nbs/cohorts/01_records.ipynb #240d59d0
 def read_microvolts(
-    path, # a .csv file: lead names, then one row a sample in microvolts
+    path, # a .csv file: lead names, then one row per sample in microvolts
     fs: float = 500.0, # sampling rate: the files do not say
 ): # (signal (C, T) float64 mV, names, fs)
     "One record of Chapman-Shaoxing's first release. Raises `RecordError` naming the file."
     path = Path(path)
     if not path.is_file(): raise RecordError(f"{path} does not exist", "missing signal")
     if path.stat().st_size > 8 * MAX_SAMPLES: raise RecordError(f"{path} is larger than any record", "absurd size")
-    try: table = pd.read_csv(path, index_col=False, dtype=float, encoding="utf-8-sig")
-    except (ValueError, OSError) as e: raise RecordError(f"{path} is not a table of numbers ({' '.join(str(e).split())[:120]})", "truncated" if not path.stat().st_size else "bad header") from e
+    try:
+        table = pd.read_csv(path, index_col=False, dtype=float, encoding="utf-8-sig")
+    except (ValueError, OSError) as e:
+        raise RecordError(
+            f"{path} is not a table of numbers ({' '.join(str(e).split())[:120]})",
+            "truncated" if not path.stat().st_size else "bad header"
+        ) from e
     names, x = [str(c).strip() for c in table.columns], table.to_numpy().T * TO_MV["uv"]
-    if not set(map(canonical_lead, names)) & set(LEADS): raise RecordError(f"{path} names no lead in its first line", "lead names")
-    if x.shape[1] < 5 * fs: raise RecordError(f"{path} lasts {x.shape[1] / fs:.2f} s; at least 5 s are needed", "too short")
+    if not set(map(canonical_lead, names)) & set(LEADS):
+        raise RecordError(f"{path} names no lead in its first line", "lead names")
+    if x.shape[1] < 5 * fs:
+        raise RecordError(f"{path} lasts {x.shape[1] / fs:.2f} s; at least 5 s are needed", "too short")
     if not np.isfinite(x).any(): raise RecordError(f"{path} holds no valid sample of a voltage", "no sample")
     return x, names, fs
 
-READERS = {".h5": read_hdf5, ".mat": read_cpsc, ".csv": read_microvolts}     # suffix of a file that is no WFDB record → its reader
+# suffix of a file that is no WFDB record → its reader
+READERS = {".h5": read_hdf5, ".mat": read_cpsc, ".csv": read_microvolts}

@@ -25,7 +25,10 @@ def check_disjoint(
     "Refuse a split in which a patient has records in two parts. Raises `PeaceError`."
     parts = split.groupby(table["patient_id"].reindex(split.index).to_numpy()).nunique()
     leaked = parts.index[parts > 1]
-    if len(leaked): raise PeaceError(f"the split leaks: {len(leaked)} patients have records in several parts, among them {leaked[0]}")
+    if len(leaked):
+        raise PeaceError(
+            f"the split leaks: {len(leaked)} patients have records in several parts, among them {leaked[0]}"
+        )
     return split
 
 def _patient_matrix(table: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame: # patients × (labels + age bands), bool
@@ -42,11 +45,13 @@ def split_by_patient(
     seed: int = 0, # same seed, same split, whatever the order of the rows
 ) -> pd.Series: # "train", "val" or "test" for each record
     "Patient-grouped, label-stratified split; disjoint by assertion."
-    from iterstrat.ml_stratifiers import MultilabelStratifiedKFold   # here, because it loads scikit-learn into every reading process
+    # here, because it loads scikit-learn into every reading process
+    from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
     shares = [Fraction(str(r)) for r in ratios]
     folds = [int(s / reduce(_gcd, shares)) for s in shares]
     people = _patient_matrix(table, labels).sort_index()
-    if len(people) < sum(folds): raise PeaceError(f"a split {ratios} needs at least {sum(folds)} patients, there are {len(people)}")
+    if len(people) < sum(folds):
+        raise PeaceError(f"a split {ratios} needs at least {sum(folds)} patients, there are {len(people)}")
     k = MultilabelStratifiedKFold(sum(folds), shuffle=True, random_state=seed)
     part = np.repeat(["train", "val", "test"], folds)
     of = pd.Series("", index=people.index)

@@ -26,8 +26,10 @@ def require(root: Path, what: str, *files):
 
 def read_csv(path: Path, columns=(), **kwargs) -> pd.DataFrame:
     "A CSV with the columns we rely on, or one sentence."
-    try: df = pd.read_csv(path, **kwargs)
-    except (ValueError, OSError) as e: raise PeaceError(f"{path} cannot be read as a table: {str(e).splitlines()[0]}") from e
+    try:
+        df = pd.read_csv(path, **kwargs)
+    except (ValueError, OSError) as e:
+        raise PeaceError(f"{path} cannot be read as a table: {str(e).splitlines()[0]}") from e
     lost = [c for c in columns if c not in df.columns]
     if lost: raise PeaceError(f"{path} has no column {lost[0]!r}")
     return df
@@ -36,13 +38,20 @@ def publisher_table(loader, root: Path, slug: str) -> pd.DataFrame:
     "A label loader of ecgbench, its complaints made ours."
     log = logging.getLogger("ecgbench")
     before = log.level
-    log.setLevel(logging.ERROR)     # it warns whenever a folder holds fewer rows than the full release, as every sample does
-    try: return loader.load_labels(root, ecgbench.load_config(slug))
-    except (ValueError, KeyError, OSError) as e: raise PeaceError(f"{root} cannot be read as {slug}: {' '.join(str(e).split())}") from e
-    finally: log.setLevel(before)
+    # it warns whenever a folder holds fewer rows than the full release, as every sample does
+    log.setLevel(logging.ERROR)
+    try:
+        return loader.load_labels(root, ecgbench.load_config(slug))
+    except (ValueError, KeyError, OSError) as e:
+        raise PeaceError(f"{root} cannot be read as {slug}: {' '.join(str(e).split())}") from e
+    finally:
+        log.setLevel(before)
 
 # %% ../../nbs/cohorts/02_tables.ipynb #e93df1cb
-_SEX = {"m": "M", "male": "M", "f": "F", "female": "F", "": None, "nan": None, "none": None, "null": None, "unknown": None, "n/a": None, "<na>": None}
+_SEX = {
+    "m": "M", "male": "M", "f": "F", "female": "F", "": None, "nan": None, "none": None, "null": None, "unknown": None,
+    "n/a": None, "<na>": None
+}
 MAX_AGE = 130 * YEAR   # days; nobody was ever older
 
 def remark(table: pd.DataFrame, where: np.ndarray, words):
@@ -62,7 +71,7 @@ def _believable(table: pd.DataFrame):
     table["age_days"] = age.mask(wrong)
 
 def tidy(table: pd.DataFrame, what: str) -> pd.DataFrame:
-    "The common columns first; identifiers as text; one row a record."
+    "The common columns first; identifiers as text; one row per record."
     table.index = table.index.astype(str).rename("record_id")
     twice = table.index[table.index.duplicated()]
     if len(twice): raise PeaceError(f"{what} lists record {twice[0]} more than once")

@@ -21,12 +21,15 @@ def _load_zzu(root: Path):
     raw = read_csv(root / "AttributesDictionary.csv", ("ECG_ID", "Age", "Gender", "AHA_code", "Sampling_point"))
     src = publisher_table(_zzu_source, root, "zzu_pecg")
     sign = np.where(raw["Age"].astype(str).str.strip(" '").str.startswith("-"), -1, 1)
-    table = pd.DataFrame({
-        "patient_id": src["patient_id"], "age_days": src["age_days"].astype(float) * sign, "sex": raw["Gender"].to_numpy(),
-        "fs": src["sampling_rate"].astype(float), "leads": src["n_leads"], "seconds": src["duration_seconds"].astype(float),
-        "report": src["ecg_findings"], "quality": "", "path": src["signal_path"],
-        "icd10": src["icd10_codes"], "disease_groups": src["disease_groups"],
-        "psqi": src["psqi_mean"], "bassqi": src["bassqi_mean"], "bsqi": src["bsqi_mean"]})
+    table = pd.DataFrame(
+        {
+            "patient_id": src["patient_id"], "age_days": src["age_days"].astype(float) * sign,
+            "sex": raw["Gender"].to_numpy(), "fs": src["sampling_rate"].astype(float), "leads": src["n_leads"],
+            "seconds": src["duration_seconds"].astype(float), "report": src["ecg_findings"], "quality": "",
+            "path": src["signal_path"], "icd10": src["icd10_codes"], "disease_groups": src["disease_groups"],
+            "psqi": src["psqi_mean"], "bassqi": src["bassqi_mean"], "bsqi": src["bsqi_mean"]
+        }
+    )
     findings = raw["AHA_code"].set_axis(raw["ECG_ID"].astype(str)).reindex(src.index.astype(str))
     return table, *labels_from_aha(findings)
 

@@ -22,13 +22,24 @@ from ..settings import PeaceError
 # %% ../../nbs/cohorts/11_zzu_filters.ipynb #38293040
 BANDS, EDGES = bands("published"), edges("published")
 
-def published_leads() -> pd.DataFrame: # one row a band and a total: records, twelve_leads, removed, share_before, share_after
+# one row per band and a total: records, twelve_leads, removed, share_before, share_after
+def published_leads() -> pd.DataFrame:
     "What the twelve-lead filter leaves of the published release, exactly, by age band."
     p = PUBLISHED
-    out = pd.DataFrame({"records": p["records"], "twelve_leads": p["records"] - p["nine_leads"], "removed": p["nine_leads"] / p["records"]})
+    out = pd.DataFrame(
+        {
+            "records": p["records"], "twelve_leads": p["records"] - p["nine_leads"],
+            "removed": p["nine_leads"] / p["records"]
+        }
+    )
     out["share_before"], out["share_after"] = (out[c] / out[c].sum() for c in ("records", "twelve_leads"))
-    total = pd.DataFrame({"records": [p["records"].sum()], "twelve_leads": [out["twelve_leads"].sum()], "removed": [p["nine_leads"].sum() / p["records"].sum()],
-                          "share_before": [1.0], "share_after": [1.0]}, index=["all"])
+    total = pd.DataFrame(
+        {
+            "records": [p["records"].sum()], "twelve_leads": [out["twelve_leads"].sum()],
+            "removed": [p["nine_leads"].sum() / p["records"].sum()], "share_before": [1.0], "share_after": [1.0]
+        },
+        index=["all"],
+    )
     return pd.concat([out, total]).astype({"records": int, "twelve_leads": int}).rename_axis("band")
 
 # %% ../../nbs/cohorts/11_zzu_filters.ipynb #7cd516dd
@@ -38,10 +49,16 @@ def disease_shift(
 ) -> pd.Series: # prevalence before and after the filter, and the shares of all and of diagnosed records removed
     "What the twelve-lead filter does to the prevalence of disease."
     (a, n), (b, m) = nine, twelve
-    return pd.Series({"prevalence before": (a + b) / (n + m), "prevalence after": b / m, "records removed": n / (n + m), "diagnosed records removed": a / (a + b)})
+    return pd.Series(
+        {
+            "prevalence before": (a + b) / (n + m), "prevalence after": b / m, "records removed": n / (n + m),
+            "diagnosed records removed": a / (a + b)
+        }
+    )
 
 # %% ../../nbs/cohorts/11_zzu_filters.ipynb #0599f547
-MARGINS = {"twelve leads": 12334, "one record a child": 11643, "within 20 mV": 12190}     # records left by each filter alone, published
+# records left by each filter alone, published
+MARGINS = {"twelve leads": 12334, "one record a child": 11643, "within 20 mV": 12190}
 
 def bounds(
     left: Sequence[int], # records left by each filter alone
@@ -66,10 +83,11 @@ class ZzuFilters:
     def __post_init__(self):
         if self.labels: label_set(self.labels)
         if self.judged and not self.labels: raise PeaceError("the filter judged needs labels: the name of a label set")
-        if self.diseases not in ("", "any", "none"): raise PeaceError(f"the filter diseases is {self.diseases!r}; it must be any, none or empty")
+        if self.diseases not in ("", "any", "none"):
+            raise PeaceError(f"the filter diseases is {self.diseases!r}; it must be any, none or empty")
 
 # %% ../../nbs/cohorts/11_zzu_filters.ipynb #f4a349de
-PAPER_FILTERS = ZzuFilters(labels="paper9")          # our reading of the paper: stated settings, and one of the nine labels
+PAPER_FILTERS = ZzuFilters(labels="paper9")  # our reading of the paper: stated settings, and one of the nine labels
 ALL_RECORDS = ZzuFilters(leads=0, min_seconds=0)     # ours: every child, absent leads masked
 
 # %% ../../nbs/cohorts/11_zzu_filters.ipynb #3b10d0a5
@@ -92,7 +110,8 @@ def passes(
     f: ZzuFilters, # the filters
 ) -> pd.DataFrame: # (n, number of active filters) bool; `one_record` is not among them
     "Which record passes which of the active filters."
-    if not table.index.equals(labels.index): raise PeaceError("table and labels must have the same records in the same order")
+    if not table.index.equals(labels.index):
+        raise PeaceError("table and labels must have the same records in the same order")
     active = {name: test(table, labels, f).astype(bool) for name, test in _TESTS.items() if getattr(f, name)}
     return pd.DataFrame(active, index=table.index)
 
@@ -105,7 +124,11 @@ def keep(
     "The records that pass all filters; with `one_record`, the youngest of each child among them (ties: the first id)."
     ok = passes(table, labels, f).all(axis=1)
     if f.one_record:
-        order = table[["patient_id", "age_days"]].assign(record=table.index.astype(str))[ok.to_numpy()].sort_values(["age_days", "record"], kind="stable")
+        order = (
+            table[["patient_id", "age_days"]]
+            .assign(record=table.index.astype(str))[ok.to_numpy()]
+            .sort_values(["age_days", "record"], kind="stable")
+        )
         first = order.drop_duplicates("patient_id").index
         ok = ok & ok.index.isin(first)
     return ok.rename("keep")
@@ -120,8 +143,11 @@ def filtered(
     return cohort.part(ok.index[ok])
 
 # %% ../../nbs/cohorts/11_zzu_filters.ipynb #a001d9ae
-CANDIDATES = {"12 leads": {"leads": 12}, "10 s": {"min_seconds": 10.0}, "a paper9 label": {"labels": "paper9"}, "any label": {"labels": "all"},
-              "paper9 known": {"labels": "paper9", "judged": True}, "basSQI .95": {"min_bassqi": 0.95}, "no remark": {"clean": True}, "one a child": {"one_record": True}}
+CANDIDATES = {
+    "12 leads": {"leads": 12}, "10 s": {"min_seconds": 10.0}, "a paper9 label": {"labels": "paper9"},
+    "any label": {"labels": "all"}, "paper9 known": {"labels": "paper9", "judged": True},
+    "basSQI .95": {"min_bassqi": 0.95}, "no remark": {"clean": True}, "one a child": {"one_record": True}
+}
 
 def _bands(age_days: pd.Series) -> pd.Series:
     "How many of these ages (days) fall into each published band"
@@ -148,9 +174,13 @@ def filter_table(
     for k in range(most + 1):
         for names in combinations(candidates, k):
             f = _merged(names, candidates)
-            if f is None or any(set(candidates[a].items()) < set(candidates[b].items()) for a in names for b in names): continue
+            if f is None or any(set(candidates[a].items()) < set(candidates[b].items()) for a in names for b in names):
+                continue
             left = table[keep(table, labels, f).to_numpy()]
-            rows[" + ".join(names) or "no filter"] = {"filters": k, "records": len(left), "patients": left["patient_id"].nunique(), "share": len(left) / max(len(table), 1), **_bands(left["age_days"])}
+            rows[" + ".join(names) or "no filter"] = {
+                "filters": k, "records": len(left), "patients": left["patient_id"].nunique(),
+                "share": len(left) / max(len(table), 1), **_bands(left["age_days"])
+            }
     return pd.DataFrame(rows).T.astype({c: int for c in ("filters", "records", "patients", *BANDS)})
 
 def nearest(

@@ -17,8 +17,9 @@ from .catalogue import digest_of, safe_path
 
 # %% ../../nbs/datasets/02_archives.ipynb #c41a0127
 _END, _ENTRY = struct.Struct("<4s4H2LH"), struct.Struct("<4s4B4HL2L5H2L")   # end record; line of the table of contents
-_END64, _FIND64 = struct.Struct("<4sQ2H2L4Q"), struct.Struct("<4sLQL")       # the same for large archives, and where it stands
-_DISK, _OFFSET, _MARK = 15, 18, b"PK\x07\x08"                                # places in an entry: number of the part, offset in it
+# the same for large archives, and where it stands
+_END64, _FIND64 = struct.Struct("<4sQ2H2L4Q"), struct.Struct("<4sLQL")
+_DISK, _OFFSET, _MARK = 15, 18, b"PK\x07\x08"  # places in an entry: number of the part, offset in it
 
 def split_zip(
     source, # an ordinary zip, below 4 GiB
@@ -71,15 +72,21 @@ class _Joined(io.RawIOBase):
         return len(data)
 
 # %% ../../nbs/datasets/02_archives.ipynb #2a7bc21d
-def _read_end(last, name: str): # (part of the table, offset in it, length, number of parts, zip64 record to be looked up or None)
+# (part of the table, offset in it, length, number of parts, zip64 record to be looked up or None)
+def _read_end(last, name: str):
     "The end record of a zip, in its last part."
     size = last.seek(0, 2)
     last.seek(max(0, size - (1 << 16) - _END.size))
     tail = last.read()
     at = tail.rfind(b"PK\5\6")
-    if at < 0 or len(tail) < at + _END.size: raise PeaceError(f"{name} has no table of contents at its end: it is no zip, or was cut short")
+    if at < 0 or len(tail) < at + _END.size:
+        raise PeaceError(f"{name} has no table of contents at its end: it is no zip, or was cut short")
     _, disk, table_disk, _, _, length, offset, _ = _END.unpack_from(tail, at)
-    large = _FIND64.unpack_from(tail, at - _FIND64.size) if at >= _FIND64.size and tail[at - _FIND64.size:][:4] == b"PK\6\7" else None
+    large = (
+        _FIND64.unpack_from(tail, at - _FIND64.size)
+        if at >= _FIND64.size and tail[at - _FIND64.size :][:4] == b"PK\6\7"
+        else None
+    )
     return (table_disk, offset, length, large[3] if large else disk + 1, large)
 
 def _relocated(line: list, extra: bytes, starts: list):
@@ -90,7 +97,8 @@ def _relocated(line: list, extra: bytes, starts: list):
         if kind == 1: long = extra[4:4 + n]
         else: rest += extra[:4 + n]
         extra = extra[4 + n:]
-    for i, form in ((11, "<Q"), (10, "<Q"), (_OFFSET, "<Q"), (_DISK, "<L")):   # length, packed length, offset, part: those that did not fit
+    # length, packed length, offset, part: those that did not fit
+    for i, form in ((11, "<Q"), (10, "<Q"), (_OFFSET, "<Q"), (_DISK, "<L")):
         if line[i] == (0xFFFF if i == _DISK else 0xFFFFFFFF) and long:
             line[i], long = struct.unpack_from(form, long)[0], long[struct.calcsize(form):]
     line[_OFFSET], line[_DISK] = starts[line[_DISK]] + line[_OFFSET], 0
@@ -112,9 +120,14 @@ def _new_table(table: bytes, starts: list, at: int) -> bytes:
         line, extra = _relocated(line, extra, starts)
         out += _ENTRY.pack(*line) + name + extra + comment
         seen, count = names[-1], count + 1
-    end64 = _END64.pack(b"PK\6\6", 44, 45, 45, 0, 0, count, count, len(out), at) + _FIND64.pack(b"PK\6\7", 0, at + len(out), 1)
+    end64 = _END64.pack(b"PK\6\6", 44, 45, 45, 0, 0, count, count, len(out), at) + _FIND64.pack(
+        b"PK\6\7", 0, at + len(out), 1
+    )
     capped = lambda n, most: most if n >= most else n
-    small = _END.pack(b"PK\5\6", 0, 0, capped(count, 0xFFFF), capped(count, 0xFFFF), capped(len(out), 0xFFFFFFFF), capped(at, 0xFFFFFFFF), 0)
+    small = _END.pack(
+        b"PK\5\6", 0, 0, capped(count, 0xFFFF), capped(count, 0xFFFF), capped(len(out), 0xFFFFFFFF),
+        capped(at, 0xFFFFFFFF), 0
+    )
     return bytes(out) + end64 + small
 
 # %% ../../nbs/datasets/02_archives.ipynb #0f9c018c
@@ -123,13 +136,15 @@ def _view(handles: list, name: Path) -> io.BufferedReader:
     sizes = [h.seek(0, 2) for h in handles]
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
     disk, offset, length, count, large = _read_end(handles[-1], name)
-    if count != len(handles): raise PeaceError(f"{name} belongs to an archive of {count} parts, but {len(handles)} were given")
+    if count != len(handles):
+        raise PeaceError(f"{name} belongs to an archive of {count} parts, but {len(handles)} were given")
     whole = io.BufferedReader(_Joined([(h, 0, n) for h, n in zip(handles, sizes)]))
     if large:
         whole.seek(starts[large[1]] + large[2])
         *_, disk, _, _, length, offset = _END64.unpack(whole.read(_END64.size))
     at = starts[disk] + offset
-    if at + length > sum(sizes): raise PeaceError(f"the table of contents of {name} is said to lie beyond its end: a part was cut short")
+    if at + length > sum(sizes):
+        raise PeaceError(f"the table of contents of {name} is said to lie beyond its end: a part was cut short")
     whole.seek(at)
     table = _new_table(whole.read(length), starts, at)
     cut = [(h, 0, min(n, at - s)) for h, n, s in zip(handles, sizes, starts)]
@@ -142,12 +157,16 @@ def open_zip(
     "A zip of one or several parts, to be read with the standard library, open within the block. Raises `PeaceError`."
     parts = [Path(p) for p in parts]
     for p in parts:
-        if not p.is_file(): raise PeaceError(f"{p} is not there; the archive has {len(parts)} parts, and all are needed")
+        if not p.is_file():
+            raise PeaceError(f"{p} is not there; the archive has {len(parts)} parts, and all are needed")
     with ExitStack() as stack:
         handles = [stack.enter_context(open(p, "rb")) for p in parts]
-        try: z = stack.enter_context(zipfile.ZipFile(_view(handles, parts[-1])))
+        try:
+            z = stack.enter_context(zipfile.ZipFile(_view(handles, parts[-1])))
         except (struct.error, IndexError, ValueError, zipfile.BadZipFile, NotImplementedError) as e:
-            raise e if isinstance(e, PeaceError) else PeaceError(f"the table of contents of {parts[-1]} is damaged ({e})") from None
+            raise (
+                e if isinstance(e, PeaceError) else PeaceError(f"the table of contents of {parts[-1]} is damaged ({e})")
+            ) from None
         yield z
 
 # %% ../../nbs/datasets/02_archives.ipynb #e88b77ba
@@ -161,33 +180,56 @@ def check_members(
     seen, members, total, packed = set(), [], 0, 0
     for i in z.infolist():
         kind = stat.S_IFMT(i.external_attr >> 16)
-        if kind not in (0, stat.S_IFREG, stat.S_IFDIR): raise PeaceError(f"the archive holds {i.filename!r}, which is a link or a device and no plain file; nothing was written")
+        if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+            raise PeaceError(
+                f"the archive holds {i.filename!r}, which is a link or a device and no plain file; nothing was written"
+            )
         name = safe_path(i.filename.rstrip("/\\") if i.is_dir() else i.filename, "the archive")
         if i.is_dir(): continue
         if name.casefold() in seen: raise PeaceError(f"the archive holds {name!r} twice; nothing was written")
         if i.flag_bits & 1: raise PeaceError(f"{name!r} in the archive is encrypted; nothing was written")
-        if i.file_size > 10_000_000 and i.file_size > max_ratio * max(1, i.compress_size): raise PeaceError(f"{name!r} would grow {i.file_size / max(1, i.compress_size):,.0f}-fold when unpacked, which looks like a zip bomb; nothing was written")
+        if i.file_size > 10_000_000 and i.file_size > max_ratio * max(1, i.compress_size):
+            raise PeaceError(
+                f"{name!r} would grow {i.file_size / max(1, i.compress_size):,.0f}-fold when unpacked, which looks like a zip bomb; nothing was written"
+            )
         total, packed = total + i.file_size, packed + i.compress_size
-        seen.add(name.casefold()); members.append(i)
+        seen.add(name.casefold())
+        members.append(i)
     folders = {"/".join(n.split("/")[:k]) for n in seen for k in range(1, n.count("/") + 1)}
-    if seen & folders: raise PeaceError(f"the archive holds {min(seen & folders)!r} as a file and as a folder; nothing was written")
-    if packed > archive_bytes: raise PeaceError("entries of the archive overlap, which looks like a zip bomb; nothing was written")
-    if total > max_ratio * max(archive_bytes, 1_000_000): raise PeaceError(f"the archive would grow {total / archive_bytes:,.0f}-fold when unpacked, which looks like a zip bomb; nothing was written")
-    if max_bytes is not None and total > max_bytes: raise PeaceError(f"the archive needs {total / 1e9:.1f} GB when unpacked, but {max_bytes / 1e9:.1f} GB are there for it; nothing was written")
+    if seen & folders:
+        raise PeaceError(f"the archive holds {min(seen & folders)!r} as a file and as a folder; nothing was written")
+    if packed > archive_bytes:
+        raise PeaceError("entries of the archive overlap, which looks like a zip bomb; nothing was written")
+    if total > max_ratio * max(archive_bytes, 1_000_000):
+        raise PeaceError(
+            f"the archive would grow {total / archive_bytes:,.0f}-fold when unpacked, which looks like a zip bomb; nothing was written"
+        )
+    if max_bytes is not None and total > max_bytes:
+        raise PeaceError(
+            f"the archive needs {total / 1e9:.1f} GB when unpacked, but {max_bytes / 1e9:.1f} GB are there for it; nothing was written"
+        )
     return members
 
 # %% ../../nbs/datasets/02_archives.ipynb #f8cd748e
 def _plain_parent(target: Path, root: Path, known: set):
     "Make the folder of `target`; refuse one that lies, through a link, outside `root`."
     if target.parent in known: return
-    if not target.parent.resolve().is_relative_to(root.resolve()): raise PeaceError(f"{target.parent} leads, through a link, out of {root}; remove the link and unpack again")
+    if not target.parent.resolve().is_relative_to(root.resolve()):
+        raise PeaceError(f"{target.parent} leads, through a link, out of {root}; remove the link and unpack again")
     target.parent.mkdir(parents=True, exist_ok=True)
     known.add(target.parent)
 
 def _unpack_one(z, i: zipfile.ZipInfo, target: Path) -> bool: # False: it was there already
     "One file, whole or not at all."
-    if target.is_file() and not target.is_symlink() and target.stat().st_size == i.file_size and digest_of(target, "crc32") == f"{i.CRC:08x}": return False
-    with replacing(target, sync=False) as tmp, z.open(i) as source, open(tmp, "wb") as out: shutil.copyfileobj(source, out, 1 << 18)
+    if (
+        target.is_file()
+        and not target.is_symlink()
+        and target.stat().st_size == i.file_size
+        and digest_of(target, "crc32") == f"{i.CRC:08x}"
+    ):
+        return False
+    with replacing(target, sync=False) as tmp, z.open(i) as source, open(tmp, "wb") as out:
+        shutil.copyfileobj(source, out, 1 << 18)
     return True
 
 # %% ../../nbs/datasets/02_archives.ipynb #ec502d6a
@@ -207,9 +249,19 @@ def unpack(
             _plain_parent(to / name, to, known)
             try: written += _unpack_one(z, i, to / name)
             except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as e: damaged.append((name, e))
-    for p in {q for folder in known for q in folder.glob("*.tmp") if temporary_for(q.name)}: p.unlink()   # left by a run that was killed
-    if damaged: raise PeaceError(f"{len(damaged)} of {len(members)} files in {parts[-1].name} are damaged, the first is {damaged[0][0]} ({damaged[0][1]}); fetch the archive again")
+    # left by a run that was killed
+    for p in {q for folder in known for q in folder.glob("*.tmp") if temporary_for(q.name)}:
+        p.unlink()
+    if damaged:
+        raise PeaceError(
+            f"{len(damaged)} of {len(members)} files in {parts[-1].name} are damaged, the first is {damaged[0][0]} ({damaged[0][1]}); fetch the archive again"
+        )
     if contents is not None:
         with replacing(contents) as tmp, open(tmp, "w", newline="", encoding="utf-8") as f:
-            csv.writer(f).writerows([("path", "bytes", "crc32"), *((safe_path(i.filename, "the archive"), i.file_size, f"{i.CRC:08x}") for i in members)])
+            csv.writer(f).writerows(
+                [
+                    ("path", "bytes", "crc32"),
+                    *((safe_path(i.filename, "the archive"), i.file_size, f"{i.CRC:08x}") for i in members)
+                ]
+            )
     return {"files": len(members), "written": written, "bytes": sum(i.file_size for i in members)}

@@ -47,7 +47,10 @@ class DataSet:
     index: dict = field(default_factory=dict) # table, column, before, after: where the records lie
 
     @property
-    def facts(self): return ecgbench_catalogue.get_dataset(self.ecgbench) # ecgbench's entry: records, patients, paper_doi, related, …
+    def facts(self):
+        return ecgbench_catalogue.get_dataset(
+            self.ecgbench
+        )  # ecgbench's entry: records, patients, paper_doi, related, …
 
 # %% ../../nbs/datasets/01_catalogue.ipynb #4f26f745
 def _entry(name: str, row: dict) -> DataSet:
@@ -56,7 +59,8 @@ def _entry(name: str, row: dict) -> DataSet:
     needed = {f.name for f in fields(DataSet) if f.default is MISSING and f.default_factory is MISSING} - {"name"}
     for wrong, words in ((set(row) - known, "has an unknown key"), (needed - set(row), "lacks")):
         if wrong: raise PeaceError(f"datasets.yaml: {name} {words} {', '.join(sorted(wrong))}")
-    if row["access"] not in ("open", "credentialed", "information"): raise PeaceError(f"datasets.yaml: {name} has access {row['access']!r}")
+    if row["access"] not in ("open", "credentialed", "information"):
+        raise PeaceError(f"datasets.yaml: {name} has access {row['access']!r}")
     return DataSet(name=name, **{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()})
 
 @cache
@@ -81,8 +85,14 @@ def safe_path(
 ) -> str: # relative, with / between folders
     "A name that cannot leave the folder it is put under. Raises `PeaceError`."
     clean = name.replace("\\", "/").removeprefix("./")
-    bad = lambda p: p in ("", ".", "..") or p != p.rstrip(". ") or re.search(r"[\x00-\x1f:*?\"<>|]", p) or p.split(".")[0].lower() in _RESERVED
-    if any(bad(p) for p in clean.split("/")): raise PeaceError(f"{where} names {name!r}, which is no plain path inside its folder; nothing was written")
+    bad = lambda p: (
+        p in ("", ".", "..")
+        or p != p.rstrip(". ")
+        or re.search(r"[\x00-\x1f:*?\"<>|]", p)
+        or p.split(".")[0].lower() in _RESERVED
+    )
+    if any(bad(p) for p in clean.split("/")):
+        raise PeaceError(f"{where} names {name!r}, which is no plain path inside its folder; nothing was written")
     return clean
 
 # %% ../../nbs/datasets/01_catalogue.ipynb #23343a5d
@@ -105,7 +115,10 @@ def read_sums(
             for number, line in enumerate(f, 1):
                 if not line.strip(): continue
                 found = line_form.fullmatch(line.rstrip())
-                if not found: raise PeaceError(f"line {number} of {path} is not a SHA-256 and a path, so it is no list of checksums")
+                if not found:
+                    raise PeaceError(
+                        f"line {number} of {path} is not a SHA-256 and a path, so it is no list of checksums"
+                    )
                 yield safe_path(found[2], f"line {number} of {path.name}"), found[1].lower()
     except (OSError, UnicodeDecodeError) as e: raise PeaceError(f"{path} cannot be read as a list of checksums: {e}") from None
 
@@ -161,7 +174,10 @@ def verify_files(
 ) -> Verified:
     "Compare files with their published checksums."
     found = Verified()
-    with ThreadPoolExecutor(jobs) as pool, tqdm(total=total, unit="file", desc="verifying", disable=not progress, mininterval=0.5) as bar:
+    with (
+        ThreadPoolExecutor(jobs) as pool,
+        tqdm(total=total, unit="file", desc="verifying", disable=not progress, mininterval=0.5) as bar
+    ):
         for portion in _portions(expected, 64 * jobs):
             for e, fault in zip(portion, pool.map(lambda e: fault_of(root, e), portion)):
                 if fault: getattr(found, fault).append(e.path)
@@ -181,8 +197,10 @@ def _contents(path: Path):
     "The files of an unpacked archive."
     with open(path, newline="", encoding="utf-8") as f:
         for row in csv.DictReader(f):
-            try: yield Expected(safe_path(row["path"], path.name), row["crc32"], "crc32", int(row["bytes"]))
-            except (KeyError, TypeError, ValueError): raise PeaceError(f"{path} is damaged; unpack the archive again") from None
+            try:
+                yield Expected(safe_path(row["path"], path.name), row["crc32"], "crc32", int(row["bytes"]))
+            except (KeyError, TypeError, ValueError):
+                raise PeaceError(f"{path} is damaged; unpack the archive again") from None
 
 def expected_files(
     d: DataSet,
@@ -192,7 +210,11 @@ def expected_files(
     root = Path(root)
     if d.sums: return (Expected(p, s) for p, s in read_sums(root / d.sums)) if (root / d.sums).is_file() else None
     unpacked = contents_file(d, root).is_file()
-    published = [Expected(f["path"], f["md5"], "md5", f["bytes"]) for f in d.files if not (unpacked and f["path"] in d.archive and not (root / f["path"]).is_file())]
+    published = [
+        Expected(f["path"], f["md5"], "md5", f["bytes"])
+        for f in d.files
+        if not (unpacked and f["path"] in d.archive and not (root / f["path"]).is_file())
+    ]
     return (e for group in (published, _contents(contents_file(d, root)) if unpacked else ()) for e in group)
 
 # %% ../../nbs/datasets/01_catalogue.ipynb #93de6387
@@ -204,9 +226,13 @@ def copy_root(
     folder = Path(folder)
     marks = [d.sums] if d.sums else list(d.tables)
     slug = d.page.split("/content/")[-1].strip("/") if "/content/" in d.page else ""
-    below = [folder, *([folder / "physionet.org" / "files" / slug, folder / "files" / slug, folder / slug] if slug else [])]
+    below = [
+        folder, *([folder / "physionet.org" / "files" / slug, folder / "files" / slug, folder / slug] if slug else [])
+    ]
     if folder.is_dir(): below += sorted(p for p in folder.iterdir() if p.is_dir())[:50]
-    holds = lambda p: all((p / m).is_file() for m in marks) or (bool(d.tables) and all((p / t).is_file() for t in d.tables))
+    holds = lambda p: (
+        all((p / m).is_file() for m in marks) or (bool(d.tables) and all((p / t).is_file() for t in d.tables))
+    )
     return next((p for p in below if holds(p)), folder)
 
 # %% ../../nbs/datasets/01_catalogue.ipynb #213ef6ea
@@ -215,8 +241,10 @@ def _profile_roots() -> dict:
     try: path = Path(os.environ.get("PEACE_SETTINGS") or project_root() / "settings.ini")
     except PeaceError: return {}
     ini, found = configparser.ConfigParser(interpolation=None), {}
-    try: ini.read(path, encoding="utf-8")
-    except (configparser.Error, UnicodeDecodeError) as e: raise PeaceError(f"{path} cannot be read: {' '.join(str(e).split())}") from None
+    try:
+        ini.read(path, encoding="utf-8")
+    except (configparser.Error, UnicodeDecodeError) as e:
+        raise PeaceError(f"{path} cannot be read: {' '.join(str(e).split())}") from None
     for section in ini.sections():
         for cohort, (key, name) in ROOTS.items():
             try: root = data_root(load_profile(section, path), cohort)
@@ -229,22 +257,37 @@ def find_roots(
 ) -> dict: # name → (folder, who says so)
     "Where each data set is said to be."
     found = _profile_roots()
-    found.update({d.name: (Path(os.environ[d.environment]).expanduser(), f"${d.environment}") for d in catalogue().values() if os.environ.get(d.environment)})
-    found.update({data_set(name).name: (Path(root).expanduser(), "the command line") for name, root in (given or {}).items()})
+    found.update(
+        {
+            d.name: (Path(os.environ[d.environment]).expanduser(), f"${d.environment}")
+            for d in catalogue().values()
+            if os.environ.get(d.environment)
+        }
+    )
+    found.update(
+        {data_set(name).name: (Path(root).expanduser(), "the command line") for name, root in (given or {}).items()}
+    )
     return found
 
 # %% ../../nbs/datasets/01_catalogue.ipynb #3d37c965
 def _spread(expected, tables, total: int, most: int = 100):
     "The tables, and at most `most` files evenly spread over the list; of very large ones the length only."
     step = max(1, -(-total // most))
-    return [replace(e, digest="") if (e.size or 0) > 100_000_000 else e for i, e in enumerate(expected) if i % step == 0 or e.path in tables]
+    return [
+        replace(e, digest="") if (e.size or 0) > 100_000_000 else e
+        for i, e in enumerate(expected)
+        if i % step == 0 or e.path in tables
+    ]
 
 def _indexed(d: DataSet, root: Path, most: int = 100) -> list:
     "Files of some records that the table names; nothing is known of them but that they should be there."
     if not d.index or not (root / d.index["table"]).is_file(): return []
-    with open(root / d.index["table"], newline="", encoding="utf-8-sig") as f: names = [row.get(d.index["column"]) for row in csv.DictReader(f)]
+    with open(root / d.index["table"], newline="", encoding="utf-8-sig") as f:
+        names = [row.get(d.index["column"]) for row in csv.DictReader(f)]
     chosen = [n.strip() for n in names[:: max(1, -(-len(names) // most))] if n]
-    return [Expected(safe_path(f"{d.index['before']}{n}{a}", d.index["table"])) for n in chosen for a in d.index["after"]]
+    return [
+        Expected(safe_path(f"{d.index['before']}{n}{a}", d.index["table"])) for n in chosen for a in d.index["after"]
+    ]
 
 # %% ../../nbs/datasets/01_catalogue.ipynb #c675aad7
 def check_copy(
@@ -266,10 +309,13 @@ def check_copy(
     if absent: return f"not this data set: {d.sums} does not name {min(absent)}", None
     chosen = expected_files(d, root) if full else _spread(expected_files(d, root), d.tables, total)
     found = verify_files(root, chosen, jobs, total if full else len(chosen), progress)
-    if d.archive and found.missing and set(found.missing) <= set(d.archive) and not found.wrong:   # unpacked by hand, archive gone
-        if verify_files(root, _indexed(d, root), jobs, progress=False).ok: return "not verified beyond its tables: the archive is not there; the records looked for are", found
+    # unpacked by hand, archive gone
+    if d.archive and found.missing and set(found.missing) <= set(d.archive) and not found.wrong:
+        if verify_files(root, _indexed(d, root), jobs, progress=False).ok:
+            return "not verified beyond its tables: the archive is not there; the records looked for are", found
     more = "" if full or found.total == total else f" (of {total:,} in the list)"
-    if d.archive and not contents_file(d, root).is_file() and not (root / d.unpacked).is_dir(): more += "; the archive is not unpacked"
+    if d.archive and not contents_file(d, root).is_file() and not (root / d.unpacked).is_dir():
+        more += "; the archive is not unpacked"
     return f"{'verified' if full else 'quick check'}: {found}{more}", found
 
 def status(
@@ -281,6 +327,11 @@ def status(
     for d in catalogue().values():
         where, said = roots.get(d.name, (None, ""))
         state, found = check_copy(d, where, full, jobs, progress) if where else ("not found", None)
-        rows.append({"name": d.name, "what": d.what, "version": d.version, "licence": d.licence, "access": d.access, "bytes": d.bytes, "page": d.page, "environment": d.environment,
-                     "where": str(where) if where else "", "said_by": said, "state": state, "verified": bool(full and found and found.ok)})
+        rows.append(
+            {
+                "name": d.name, "what": d.what, "version": d.version, "licence": d.licence, "access": d.access,
+                "bytes": d.bytes, "page": d.page, "environment": d.environment, "where": str(where) if where else "",
+                "said_by": said, "state": state, "verified": bool(full and found and found.ok)
+            }
+        )
     return rows

@@ -64,7 +64,9 @@ def _judge(r: requests.Response, url: str):
     if code in (401, 403): raise _Refused(f"{url} is not open to everybody (HTTP {code})")
     if code in (408, 425, 429) or code >= 500:
         said = r.headers.get("Retry-After", "")
-        raise _Again(f"the server of {url} is busy or broken (HTTP {code})", min(float(said), 120) if said.isdigit() else 0)
+        raise _Again(
+            f"the server of {url} is busy or broken (HTTP {code})", min(float(said), 120) if said.isdigit() else 0
+        )
     raise _Refused(f"the server answered HTTP {code} for {url}")
 
 def _begin(r: requests.Response, have: int, part: Path) -> int: # bytes of the part that are kept
@@ -90,16 +92,21 @@ def _ask(e: Expected, url: str, part: Path, policy: Policy) -> requests.Response
         same = seen.get("url") == url and seen.get("mark")
         if same: headers["If-Range"] = seen["mark"]
         if same or e.digest: headers["Range"] = f"bytes={have}-"
-    try: return _session().get(url, headers=headers, stream=True, timeout=(policy.connect_seconds, policy.read_seconds))
-    except (requests.ConnectionError, requests.Timeout) as e: raise _Again(f"no connection to {url} ({type(e).__name__})") from None
-    except requests.RequestException as e: raise _Refused(f"{url} cannot be asked ({e})") from None
+    try:
+        return _session().get(url, headers=headers, stream=True, timeout=(policy.connect_seconds, policy.read_seconds))
+    except (requests.ConnectionError, requests.Timeout) as e:
+        raise _Again(f"no connection to {url} ({type(e).__name__})") from None
+    except requests.RequestException as e:
+        raise _Refused(f"{url} cannot be asked ({e})") from None
 
 def _blocks(r: requests.Response, url: str, policy: Policy, stop: threading.Event):
     "What arrives, as it arrives; too little for too long is an error."
     since, got = time.monotonic(), 0
     while True:
-        try: block = r.raw.read1(1 << 18)
-        except (urllib3.exceptions.HTTPError, OSError) as e: raise _Again(f"the connection to {url} was cut ({type(e).__name__})") from None
+        try:
+            block = r.raw.read1(1 << 18)
+        except (urllib3.exceptions.HTTPError, OSError) as e:
+            raise _Again(f"the connection to {url} was cut ({type(e).__name__})") from None
         if stop.is_set(): raise _Stopped()
         if not block: return
         yield block
@@ -111,9 +118,13 @@ def _blocks(r: requests.Response, url: str, policy: Policy, stop: threading.Even
 # %% ../../nbs/datasets/03_downloads.ipynb #3764394f
 def _write(f, block: bytes, part: Path):
     "Append to the part; a full disk is told as such."
-    try: f.write(block)
+    try:
+        f.write(block)
     except OSError as e:
-        if e.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", -1)): raise DiskFull(f"the disk that holds {part.parent} is full; what has arrived is kept, make room and call again") from None
+        if e.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", -1)):
+            raise DiskFull(
+                f"the disk that holds {part.parent} is full; what has arrived is kept, make room and call again"
+            ) from None
         raise PeaceError(f"{part} cannot be written ({e.strerror})") from None
 
 def _stream(e: Expected, url: str, part: Path, policy: Policy, stop: threading.Event, count):
@@ -124,14 +135,20 @@ def _stream(e: Expected, url: str, part: Path, policy: Policy, stop: threading.E
         begin = _begin(r, have, part)
         if begin < 0: return
         length = int(r.headers["Content-Length"]) if r.headers.get("Content-Length", "").isdigit() else None
-        if e.size is not None and length is not None and begin + length != e.size: raise _Refused(f"{url} offers {begin + length:,} bytes, but {e.size:,} were published")
+        if e.size is not None and length is not None and begin + length != e.size:
+            raise _Refused(f"{url} offers {begin + length:,} bytes, but {e.size:,} were published")
         if begin == 0:
             count(-have)
-            if length is None or length > _LARGE: write_json(_note(part), {"url": url, "mark": r.headers.get("ETag") or r.headers.get("Last-Modified")}, sync=False)
+            if length is None or length > _LARGE:
+                write_json(
+                    _note(part), {"url": url, "mark": r.headers.get("ETag") or r.headers.get("Last-Modified")},
+                    sync=False
+                )
         with open(part, "ab" if begin else "wb", buffering=0) as f:
             for block in _blocks(r, url, policy, stop): _write(f, block, part); count(len(block))
             arrived = f.tell()
-    if length is not None and arrived != begin + length: raise _Again(f"the connection to {url} was cut after {arrived:,} of {begin + length:,} bytes")
+    if length is not None and arrived != begin + length:
+        raise _Again(f"the connection to {url} was cut after {arrived:,} of {begin + length:,} bytes")
 
 # %% ../../nbs/datasets/03_downloads.ipynb #b3d66d39
 def _transfer(e: Expected, urls, part: Path, policy: Policy, stop: threading.Event, count):
@@ -142,12 +159,12 @@ def _transfer(e: Expected, urls, part: Path, policy: Policy, stop: threading.Eve
         while failures < policy.tries:
             before = part.stat().st_size if part.is_file() else 0
             try: return _stream(e, url, part, policy, stop, count)
-            except _Refused as fault: said = str(fault); break
-            except _Again as fault:
-                said = str(fault)
+            except _Refused as error: said = str(error); break
+            except _Again as error:
+                said = str(error)
                 moved = part.is_file() and part.stat().st_size - before >= 1 << 16
                 failures = 1 if moved else failures + 1
-                pause = max(fault.pause, min(policy.pause * 2 ** (failures - 1), policy.longest_pause))
+                pause = max(error.pause, min(policy.pause * 2 ** (failures - 1), policy.longest_pause))
                 if failures < policy.tries and stop.wait(pause): raise _Stopped() from None
     raise PeaceError(f"{e.path} cannot be fetched: {said}")
 
@@ -182,7 +199,9 @@ def fetch_file(
             os.replace(part, wrong)
             _note(part).unlink(missing_ok=True)
     except OSError as fault: raise PeaceError(f"{fault.filename or target} cannot be written ({fault.strerror})") from None
-    raise PeaceError(f"{e.path} came twice with the wrong bytes ({e.algorithm} {got[:12]}…, published is {e.digest[:12]}…); they are kept in {wrong.name}")
+    raise PeaceError(
+        f"{e.path} came twice with the wrong bytes ({e.algorithm} {got[:12]}…, published is {e.digest[:12]}…); they are kept in {wrong.name}"
+    )
 
 # %% ../../nbs/datasets/03_downloads.ipynb #83465105
 @dataclass
@@ -201,12 +220,16 @@ def _worker(todo, lock, root, policy, stop, bar, result: Fetched, row: list):
         try: end = fetch_file(e, root, policy, stop, count)
         except _Stopped: return
         except DiskFull: raise      # `fetch_files` stops the others
-        except PeaceError as fault: end = fault
+        except PeaceError as error: end = error
         with lock:
-            if isinstance(end, str): setattr(result, end, getattr(result, end) + 1); row[0] = row[0] if end == "kept" else 0
+            if isinstance(end, str):
+                setattr(result, end, getattr(result, end) + 1)
+                row[0] = row[0] if end == "kept" else 0
             else:
-                result.failed.append((e.path, str(end))); row[0] += 1
-                if row[0] >= policy.give_up: stop.set()
+                result.failed.append((e.path, str(end)))
+                row[0] += 1
+                if row[0] >= policy.give_up:
+                    stop.set()
             bar.set_postfix_str(f"{result.fetched + result.kept:,} files", refresh=False)
 
 # %% ../../nbs/datasets/03_downloads.ipynb #849ba84b
@@ -219,7 +242,12 @@ def fetch_files(
 ) -> Fetched:
     "Fetch many files side by side. Raises `PeaceError` that names the first file that failed; all others are there."
     todo, lock, stop, result, row = iter(expected), threading.Lock(), threading.Event(), Fetched(), [0]
-    with tqdm(total=total_bytes or None, unit="B", unit_scale=True, desc="fetching", disable=not progress, mininterval=0.5) as bar, ThreadPoolExecutor(policy.jobs) as pool:
+    with (
+        tqdm(
+            total=total_bytes or None, unit="B", unit_scale=True, desc="fetching", disable=not progress, mininterval=0.5
+        ) as bar,
+        ThreadPoolExecutor(policy.jobs) as pool,
+    ):
         try:
             tasks = [pool.submit(_worker, todo, lock, root, policy, stop, bar, result, row) for _ in range(policy.jobs)]
             for t in wait(tasks, return_when=FIRST_EXCEPTION).done: t.result()
@@ -228,7 +256,11 @@ def fetch_files(
     if result.failed:
         first = result.failed[0][1]
         if len(result.failed) == 1 and not left: raise PeaceError(first)
-        raise PeaceError(f"{len(result.failed):,} files could not be fetched" + (f" and {left:,} were not tried any more" if left else "") + f"; {result.fetched + result.kept:,} are there; the first fault: {first}")
+        raise PeaceError(
+            f"{len(result.failed):,} files could not be fetched"
+            + (f" and {left:,} were not tried any more" if left else "")
+            + f"; {result.fetched + result.kept:,} are there; the first fault: {first}"
+        )
     return result
 
 # %% ../../nbs/datasets/03_downloads.ipynb #34ace957
@@ -241,7 +273,10 @@ def check_space(
     folder = Path(folder).absolute()
     there = next(p for p in (folder, *folder.parents) if p.is_dir())
     free = shutil.disk_usage(there).free
-    if need + spare > free: raise DiskFull(f"{folder} needs {need / 1e9:,.2f} GB more, but only {free / 1e9:,.2f} GB are free there; nothing was fetched")
+    if need + spare > free:
+        raise DiskFull(
+            f"{folder} needs {need / 1e9:,.2f} GB more, but only {free / 1e9:,.2f} GB are free there; nothing was fetched"
+        )
 
 # %% ../../nbs/datasets/03_downloads.ipynb #23755842
 def terms_of(d) -> str:
@@ -265,8 +300,12 @@ def acknowledge(
     except (OSError, ValueError): before = {}
     if agreed.items() <= before.items(): return say(f"  accepted     on {before.get('on')}, see {paper.name}")
     if not accept:
-        if ask is None: raise PeaceError(f"{d.name} is under {d.licence}: read {d.licence_at}, then call again with --accept-licence")
-        if str(ask("Do you accept this licence? [y/N] ")).strip().lower() not in ("y", "yes"): raise PeaceError("the licence was not accepted; nothing was fetched")
+        if ask is None:
+            raise PeaceError(
+                f"{d.name} is under {d.licence}: read {d.licence_at}, then call again with --accept-licence"
+            )
+        if str(ask("Do you accept this licence? [y/N] ")).strip().lower() not in ("y", "yes"):
+            raise PeaceError("the licence was not accepted; nothing was fetched")
     Path(root).mkdir(parents=True, exist_ok=True)
     write_json(paper, {**agreed, "text": d.licence_at, "on": time.strftime("%Y-%m-%d")})
 
@@ -275,26 +314,40 @@ def _plan(d, root: Path, policy: Policy, source: str | None, progress: bool) -> 
     "What has to be there, with addresses. Fetches the list of checksums where it is not there yet."
     sources = [source.rstrip("/") + "/"] if source else list(d.sources)
     at = lambda path: tuple(s + quote(path) for s in sources)
-    if not d.sums: return [Expected(f["path"], f["md5"], "md5", f["bytes"], at(f["path"]) if source else (f["at"],)) for f in d.files]
-    if not (root / d.sums).is_file(): fetch_files([Expected(d.sums, urls=at(d.sums) if source else (d.sums_at, *at(d.sums)))], root, policy, progress=False)
+    if not d.sums:
+        return [
+            Expected(f["path"], f["md5"], "md5", f["bytes"], at(f["path"]) if source else (f["at"],)) for f in d.files
+        ]
+    if not (root / d.sums).is_file():
+        fetch_files(
+            [Expected(d.sums, urls=at(d.sums) if source else (d.sums_at, *at(d.sums)))], root, policy, progress=False
+        )
     try: plan = [Expected(p, s, urls=at(p)) for p, s in read_sums(root / d.sums)]
     except PeaceError: os.replace(root / d.sums, root / f"{d.sums}.wrong"); raise
     lost = set(d.tables) - {e.path for e in plan}
-    if lost or not plan: raise PeaceError(f"{root / d.sums} does not name {min(lost) if lost else 'a single file'}, so it is not the list of {d.name} {d.version}")
+    if lost or not plan:
+        raise PeaceError(
+            f"{root / d.sums} does not name {min(lost) if lost else 'a single file'}, so it is not the list of {d.name} {d.version}"
+        )
     return plan
 
 def _chosen(plan: list, only) -> list:
     "The part of the plan that is wanted: everything at the top, and what fits a pattern."
     if not only: return plan
     kept = [e for e in plan if "/" not in e.path or any(fnmatch.fnmatchcase(e.path, p) for p in only)]
-    if all("/" not in e.path for e in kept): raise PeaceError(f"no file fits {' '.join(only)}; a pattern is for example {next((e.path.split('/')[0] + '/*' for e in plan if '/' in e.path), '*')}")
+    if all("/" not in e.path for e in kept):
+        raise PeaceError(
+            f"no file fits {' '.join(only)}; a pattern is for example {next((e.path.split('/')[0] + '/*' for e in plan if '/' in e.path), '*')}"
+        )
     return kept
 
 def _missing_bytes(d, root: Path, plan: list, all_files: int) -> int:
     "An estimate of what is still to come: known lengths, or the data set's size shared out evenly."
     lost = [e for e in plan if not (root / e.path).is_file()]
     arrived = sum((root / f"{e.path}.part").stat().st_size for e in lost if (root / f"{e.path}.part").is_file())
-    whole = sum(e.size for e in lost) if all(e.size is not None for e in lost) else d.bytes * len(lost) // max(1, all_files)
+    whole = (
+        sum(e.size for e in lost) if all(e.size is not None for e in lost) else d.bytes * len(lost) // max(1, all_files)
+    )
     return max(0, whole - arrived)
 
 # %% ../../nbs/datasets/03_downloads.ipynb #32155808
@@ -309,14 +362,18 @@ def _alone(root: Path):
 
 def _fetch_set(d, root: Path, only: tuple, source, remove_archive: bool, policy: Policy, progress: bool) -> Fetched:
     "Plan, room, files, archive."
-    held = [e for e in expected_files(d, root) if e.algorithm == "crc32"] if d.archive else []     # of an archive unpacked earlier
+    # of an archive unpacked earlier
+    held = [e for e in expected_files(d, root) if e.algorithm == "crc32"] if d.archive else []
     unpacked = bool(held) and verify_files(root, held, policy.jobs, len(held), progress).ok
     plan = _plan(d, root, policy, source, progress)
-    chosen = [e for e in _chosen(plan, only) if not (unpacked and e.path in d.archive and not (root / e.path).is_file())]
+    chosen = [
+        e for e in _chosen(plan, only) if not (unpacked and e.path in d.archive and not (root / e.path).is_file())
+    ]
     need = _missing_bytes(d, root, chosen, len(plan))
     check_space(root, need + (0 if unpacked else d.unpacked_bytes))
     result = fetch_files(chosen, root, policy, need, progress)
-    if d.archive and not unpacked: unpack([root / a for a in d.archive], root, contents_file(d, root), shutil.disk_usage(root).free, progress)
+    if d.archive and not unpacked:
+        unpack([root / a for a in d.archive], root, contents_file(d, root), shutil.disk_usage(root).free, progress)
     if remove_archive:
         for a in d.archive: (root / a).unlink(missing_ok=True)
     return result
@@ -341,7 +398,10 @@ def download(
     acknowledge(d, root, accept_licence, ask, say)
     check_space(root, 0)
     with _alone(root): result = _fetch_set(d, root, tuple(only), source, remove_archive, policy, progress)
-    say(f"{d.name}: {result.fetched:,} files fetched, {result.kept:,} were there; all verified" + (f", archive unpacked in {root / d.unpacked}" if d.archive else ""))
+    say(
+        f"{d.name}: {result.fetched:,} files fetched, {result.kept:,} were there; all verified"
+        + (f", archive unpacked in {root / d.unpacked}" if d.archive else "")
+    )
     return result
 
 # %% ../../nbs/datasets/03_downloads.ipynb #199c6f31
@@ -352,12 +412,24 @@ def way_to(
     "The steps from nothing to a copy, for a data set that is not fetched here."
     base, cut = d.sources[-1], d.sources[-1].rstrip("/").count("/") - 2
     fetch = f"wget -r -N -c -np -nH --cut-dirs={cut} -R 'index.html*' -P {to}"
-    login = [] if d.access == "information" else [
-        "If the page says credentialed access:", "  1. make an account at physionet.org and apply there for credentialed access (a reference is asked for);",
-        "  2. finish the training named on the page (CITI, \"Data or Specimens Only Research\") and hand in its report;", "  3. sign the data use agreement at the foot of the page;",
-        f"  4. {fetch} --user YOUR_NAME --ask-password {base}", "If it says open access, steps 1 to 3 fall away:"]
-    return "\n".join([terms_of(d), "", f"This command does not fetch {d.name}. Read {d.page} first.", *login, f"  {fetch} {base}",
-                      "wget goes on where it stopped when it is called again. Afterwards verify the copy:", f"  peace-nb download {d.name} --to {to}"])
+    login = (
+        []
+        if d.access == "information"
+        else [
+            "If the page says credentialed access:",
+            "  1. make an account at physionet.org and apply there for credentialed access (a reference is asked for);",
+            "  2. finish the training named on the page (CITI, \"Data or Specimens Only Research\") and hand in its report;",
+            "  3. sign the data use agreement at the foot of the page;",
+            f"  4. {fetch} --user YOUR_NAME --ask-password {base}", "If it says open access, steps 1 to 3 fall away:"
+        ]
+    )
+    return "\n".join(
+        [
+            terms_of(d), "", f"This command does not fetch {d.name}. Read {d.page} first.", *login, f"  {fetch} {base}",
+            "wget goes on where it stopped when it is called again. Afterwards verify the copy:",
+            f"  peace-nb download {d.name} --to {to}"
+        ]
+    )
 
 def bring(
     name: str, # a data set with access "credentialed" or "information"
@@ -376,9 +448,20 @@ def bring(
     if found.ok: say(f"{d.name} in {root}: {found}"); return Fetched(kept=found.total)
     for kind in ("missing", "wrong"):
         paths = getattr(found, kind)
-        if paths: say(f"{kind} ({len(paths):,}):\n" + "\n".join(f"  {p}" for p in paths[:20]) + ("\n  …" if len(paths) > 20 else ""))
+        if paths:
+            say(
+                f"{kind} ({len(paths):,}):\n"
+                + "\n".join(f"  {p}" for p in paths[:20])
+                + ("\n  …" if len(paths) > 20 else "")
+            )
     cut = d.sources[-1].rstrip("/").count("/") - 2
-    try: again = write_text(Path(to) / "to-fetch.txt", "".join(f"{d.sources[-1]}{quote(p)}\n" for p in chain(found.missing, found.wrong)))
-    except OSError as e: say(f"(the list of what to fetch again cannot be written: {e})")
-    else: say(f"Delete the wrong ones; then fetch with  wget -x -nH --cut-dirs={cut} -P {root} -i {again}")
+    try:
+        again = write_text(
+            Path(to) / "to-fetch.txt",
+            "".join(f"{d.sources[-1]}{quote(p)}\n" for p in chain(found.missing, found.wrong))
+        )
+    except OSError as e:
+        say(f"(the list of what to fetch again cannot be written: {e})")
+    else:
+        say(f"Delete the wrong ones; then fetch with  wget -x -nH --cut-dirs={cut} -P {root} -i {again}")
     raise PeaceError(f"{root} is not {d.name} {d.version} as published: {found}")

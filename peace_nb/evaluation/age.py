@@ -23,10 +23,18 @@ def people_of(
     for prefix, store in stores.items():
         t = store.table
         leads = np.where(store.mask.sum(1) >= 12, "12 leads", "fewer than 12")
-        found.append(pd.DataFrame({"age_days": t["age_days"].to_numpy(float), "sex": t["sex"].to_numpy(object), "leads": leads}, index=prefix + t.index.astype(str)))
+        found.append(
+            pd.DataFrame(
+                {"age_days": t["age_days"].to_numpy(float), "sex": t["sex"].to_numpy(object), "leads": leads},
+                index=prefix + t.index.astype(str)
+            )
+        )
     people = pd.concat(found)
-    if people.index.has_duplicates: raise PeaceError(f"record {people.index[people.index.duplicated()][0]!r} is in two stores.")
-    people["leads"], people["sex"] = pd.Categorical(people["leads"], ["12 leads", "fewer than 12"]), pd.Categorical(people["sex"], ["F", "M"])
+    if people.index.has_duplicates:
+        raise PeaceError(f"record {people.index[people.index.duplicated()][0]!r} is in two stores.")
+    people["leads"], people["sex"] = (
+        pd.Categorical(people["leads"], ["12 leads", "fewer than 12"]), pd.Categorical(people["sex"], ["F", "M"])
+    )
     return people.assign(band=cut(people["age_days"], "reports")).rename_axis("record_id")
 
 # %% ../../nbs/evaluation/07_age.ipynb #34ced81d
@@ -43,7 +51,8 @@ def members(
     group: str,            # a column of it
 ) -> pd.Series:            # index record_id of the predictions, each once
     "The group of each predicted record; `PeaceError` names a record that is not among the people"
-    if group not in people: raise PeaceError(f"the people have no column {group!r}: choose from {', '.join(people.columns)}.")
+    if group not in people:
+        raise PeaceError(f"the people have no column {group!r}: choose from {', '.join(people.columns)}.")
     records = pd.unique(predictions["record_id"].astype(str))
     unknown = np.setdiff1d(records, people.index.to_numpy(str))
     if len(unknown): raise PeaceError(f"record {unknown[0]!r} has a prediction, but is not among the people.")
@@ -61,7 +70,8 @@ def by_group(
 ) -> pd.DataFrame:         # rows of `combine_seeds` (labels, then "macro") for each level, with group, level, records
     "Macro and per-label metrics of each group of records. Raises `PeaceError` for no predictions"
     seeds = {k: t if labels is None else t[t["label"].isin(labels)] for k, t in as_seeds(predictions).items()}
-    if not seeds or not all(map(len, seeds.values())): raise PeaceError("there are no predictions to divide into groups.")
+    if not seeds or not all(map(len, seeds.values())):
+        raise PeaceError("there are no predictions to divide into groups.")
     of = pd.concat([members(t, people, group) for t in seeds.values()])
     of = of[~of.index.duplicated()]
     levels = list(of.cat.categories) if isinstance(of.dtype, pd.CategoricalDtype) else sorted(of.dropna().unique())
@@ -69,11 +79,18 @@ def by_group(
     for level in levels:
         inside = of.index[(of == level).to_numpy()]
         parts = [t[t["record_id"].astype(str).isin(inside)] for t in seeds.values()]
-        if all(map(len, parts)): found = combine_seeds(parts, n_boot=n_boot, seed=seed, min_pos=min_pos)
-        else: found = pd.DataFrame([dict(label="macro", n=0, patients=0, scored=False, reason="no record", seeds=len(parts))])
+        if all(map(len, parts)):
+            found = combine_seeds(parts, n_boot=n_boot, seed=seed, min_pos=min_pos)
+        else:
+            found = pd.DataFrame(
+                [dict(label="macro", n=0, patients=0, scored=False, reason="no record", seeds=len(parts))]
+            )
         out.append(found.assign(group=group, level=level, records=len(inside)))
     whole = pd.concat(out, ignore_index=True)
-    front = ["group", "level", "label", "records", "patients", "n_pos", "n_neg", "auroc", "lo", "hi", "sd", "scored", "reason", "seeds"]
+    front = [
+        "group", "level", "label", "records", "patients", "n_pos", "n_neg", "auroc", "lo", "hi", "sd", "scored",
+        "reason", "seeds"
+    ]
     return whole.reindex(columns=front)
 
 # %% ../../nbs/evaluation/07_age.ipynb #a7b49604
@@ -100,7 +117,12 @@ def adult_thresholds(
     "The score that a share of the negatives stay below; `score > threshold` is a call. Raises `PeaceError` for a specificity outside 0 to 1"
     if not 0 < specificity < 1: raise PeaceError(f"a specificity of {specificity} is not between 0 and 1.")
     p = panel(predictions)
-    cut = [np.quantile(p.score[p.truth[:, k] == 0, k], specificity, method="higher") if (p.truth[:, k] == 0).sum() >= 20 else np.nan for k in range(len(p.labels))]
+    cut = [
+        np.quantile(p.score[p.truth[:, k] == 0, k], specificity, method="higher")
+        if (p.truth[:, k] == 0).sum() >= 20
+        else np.nan
+        for k in range(len(p.labels))
+    ]
     return pd.Series(cut, index=pd.Index(p.labels, name="label"), name="threshold")
 
 # %% ../../nbs/evaluation/07_age.ipynb #059639ce
@@ -127,7 +149,9 @@ def local_rate(
         rate, drawn = k @ calls / k.sum(1), (k * calls) @ w[who] / (k @ w[who])
         effective = k.sum(1)**2 / (k**2).sum(1)
     lo, hi = np.quantile(drawn, [.025, .975], axis=1) if n_boot else np.full((2, len(k)), np.nan)
-    out = pd.DataFrame(dict(age_days=np.asarray(at, float), rate=rate, lo=lo, hi=hi, effective=np.nan_to_num(effective)))
+    out = pd.DataFrame(
+        dict(age_days=np.asarray(at, float), rate=rate, lo=lo, hi=hi, effective=np.nan_to_num(effective))
+    )
     out.loc[out["effective"] < least, ["rate", "lo", "hi"]] = np.nan
     return out
 
@@ -145,7 +169,8 @@ def error_by_age(
     cuts = thresholds if isinstance(thresholds, dict) else dict.fromkeys(seeds, thresholds)
     panels = {k: panel(t) for k, t in seeds.items()}
     first = next(iter(panels.values()))
-    if any(not q.records.equals(first.records) or q.labels != first.labels for q in panels.values()): raise PeaceError("the seeds' predictions are not of the same records and labels.")
+    if any(not q.records.equals(first.records) or q.labels != first.labels for q in panels.values()):
+        raise PeaceError("the seeds' predictions are not of the same records and labels.")
     age = members(next(iter(seeds.values())), people, "age_days").loc[first.records].to_numpy(float)
     strangers = sorted(({*(labels or ()), *([healthy] if healthy else ())}) - set(first.labels))
     if strangers: raise PeaceError(f"the predictions have no label {', '.join(strangers)}.")
@@ -156,9 +181,16 @@ def error_by_age(
         j = first.labels.index(label)
         if any(np.isnan(cuts[s].get(label, np.nan)) for s in panels): continue
         calls = np.mean([q.score[:, j] > cuts[s][label] for s, q in panels.items()], axis=0)
-        for kind, rows in (("false positive", (first.truth[:, j] == 0) & well), ("sensitivity", first.truth[:, j] == 1)):
+        for kind, rows in (
+            ("false positive", (first.truth[:, j] == 0) & well), ("sensitivity", first.truth[:, j] == 1)
+        ):
             rows &= ~np.isnan(age)
-            if rows.any(): out.append(local_rate(calls[rows], age[rows], first.patients[rows], **kw).assign(label=label, kind=kind, records=int(rows.sum())))
+            if rows.any():
+                out.append(
+                    local_rate(calls[rows], age[rows], first.patients[rows], **kw).assign(
+                        label=label, kind=kind, records=int(rows.sum())
+                    )
+                )
     columns = ["label", "kind", "age_days", "rate", "lo", "hi", "effective", "records"]
     return pd.concat(out, ignore_index=True)[columns] if out else pd.DataFrame(columns=columns)
 
@@ -173,4 +205,5 @@ def draw_curve(
     ax.plot(table["age_days"], 100 * table["rate"], color=color, lw=1.4, label=label)
     ax.fill_between(table["age_days"], 100 * table["lo"], 100 * table["hi"], color=color, alpha=.18, lw=0)
     ax.set(xscale="log", xlim=(2, 16 * YEAR), ylim=(-2, 102))
-    ax.set_xticks([7, 30, 182, 2 * YEAR, 6 * YEAR, 14 * YEAR], ["1 w", "1 mo", "6 mo", "2 y", "6 y", "14 y"]); ax.set_xticks([], minor=True)
+    ax.set_xticks([7, 30, 182, 2 * YEAR, 6 * YEAR, 14 * YEAR], ["1 w", "1 mo", "6 mo", "2 y", "6 y", "14 y"])
+    ax.set_xticks([], minor=True)

@@ -28,17 +28,24 @@ class Scores:
 
     def __call__(self, method: str, setting: str, part: str="test") -> dict:
         "Training seed -> predictions; empty where the method was not run under the setting"
-        if self.held[0] != method: self.held = method, {s: self._read(self.places[m, s]) for m, s in self.runs if m == method}
+        if self.held[0] != method:
+            self.held = method, {s: self._read(self.places[m, s]) for m, s in self.runs if m == method}
         found = {s: t[(t["setting"] == setting) & (t["part"] == part)] for s, t in self.held[1].items()}
-        return {s: t.astype({c: str for c in ("record_id", "patient_id", "label", "cohort")}) for s, t in found.items() if len(t)}
+        return {
+            s: t.astype({c: str for c in ("record_id", "patient_id", "label", "cohort")})
+            for s, t in found.items()
+            if len(t)
+        }
 
     @staticmethod
     def _read(place: Path) -> pd.DataFrame:
         "A file of predictions, its words as categories"
         if not place.is_file(): raise PeaceError(f"{place} does not exist.")
         words = ["record_id", "patient_id", "label", "cohort", "setting", "part"]
-        try: return read_table(place, columns=[*words, "score", "truth"], read_dictionary=words).to_pandas()
-        except Exception as fault: raise PeaceError(f"{place} is not a file of predictions ({' '.join(str(fault).split())}).") from fault
+        try:
+            return read_table(place, columns=[*words, "score", "truth"], read_dictionary=words).to_pandas()
+        except Exception as error:
+            raise PeaceError(f"{place} is not a file of predictions ({' '.join(str(error).split())}).") from error
 
 def from_frame(predictions: pd.DataFrame  # with columns method, seed and setting
               ) -> Callable:
@@ -48,8 +55,11 @@ def from_frame(predictions: pd.DataFrame  # with columns method, seed and settin
 
 # %% ../../nbs/evaluation/04_comparisons.ipynb #73274810
 ALPHA = 0.05  # family-wise error of a table of comparisons
-COMPARED = ("method_a", "setting_a", "method_b", "setting_b", "auroc_a", "auroc_b", "difference", "lo", "hi", "lo_all", "hi_all", "se_patients", "se_training", "sd_seeds",
-            "p_boot", "p_delong", "p_all", "seeds", "seed_differences", "labels", "few", "records", "patients", "network_a", "network_b", "p_holm", "verdict")
+COMPARED = (
+    "method_a", "setting_a", "method_b", "setting_b", "auroc_a", "auroc_b", "difference", "lo", "hi", "lo_all",
+    "hi_all", "se_patients", "se_training", "sd_seeds", "p_boot", "p_delong", "p_all", "seeds", "seed_differences",
+    "labels", "few", "records", "patients", "network_a", "network_b", "p_holm", "verdict"
+)
 
 def _verdict(difference: float, p: float) -> str:
     if np.isnan(p): return "not tested"
@@ -63,20 +73,34 @@ def compare_pairs(
     seed: int=0,       # of the draws
     beside=(),         # further methods, from which only the scatter between trainings is taken
     pool: bool=True,   # False: each pair's scatter is that of its own seeds
-) -> pd.DataFrame:     # a row a pair: method_a, setting_a, method_b, setting_b, what `paired_difference` gives, p_holm, verdict
+) -> pd.DataFrame:     # one row per pair: method_a, setting_a, method_b, setting_b, what `paired_difference` gives, p_holm, verdict
     "Differences between cells, corrected over all that are different; `network_a` and `network_b` name the rows whose networks were compared"
-    read, wanted = from_frame(predictions) if isinstance(predictions, pd.DataFrame) else predictions, {tuple(key) for pair in pairs for key in pair}
+    read, wanted = (
+        from_frame(predictions) if isinstance(predictions, pd.DataFrame) else predictions,
+        {tuple(key) for pair in pairs for key in pair}
+    )
     wanted |= {(m, st) for m in beside for _, st in set(wanted)}
-    cells = {key: c for key in sorted(wanted) if (c := _cell(read, *key, n_boot, seed)) is not None}   # method by method, so that each file is read once
-    told = [k for k in dict.fromkeys(key for pair in pairs for key in reversed(pair)) if k in cells]   # of equals the first row of the table stands for the others
+    # method by method, so that each file is read once
+    cells = {key: c for key in sorted(wanted) if (c := _cell(read, *key, n_boot, seed)) is not None}
+    # of equals the first row of the table stands for the others
+    told = [k for k in dict.fromkeys(key for pair in pairs for key in reversed(pair)) if k in cells]
     stands, family, rows = stand_ins({k: cells[k].prints for k in told}), families(cells), []
     for a, b in [(a, b) for a, b in pairs if a in cells and b in cells]:
         x, y = stands[a], stands[b]
         scatter = training_scatter(cells, family, x, y) if pool or not (cells[x].trained and cells[y].trained) else None
-        rows.append(dict(method_a=a[0], setting_a=a[1], method_b=b[0], setting_b=b[1], network_a=x[0], network_b=y[0], **paired_difference(cells[x], cells[y], scatter)))
+        rows.append(
+            dict(
+                method_a=a[0], setting_a=a[1], method_b=b[0], setting_b=b[1], network_a=x[0], network_b=y[0],
+                **paired_difference(cells[x], cells[y], scatter)
+            )
+        )
     found = pd.DataFrame(rows, columns=list(COMPARED[:-2]))
-    same = [tuple(tuple(cells[key].prints.values()) for key in ((r.network_a, r.setting_a), (r.network_b, r.setting_b))) for r in found.itertuples()]
-    once = {key: p for key, p in zip(same, found["p_all"]) if key[0] != key[1]}   # one network compared twice is one comparison, and with itself it is none
+    same = [
+        tuple(tuple(cells[key].prints.values()) for key in ((r.network_a, r.setting_a), (r.network_b, r.setting_b)))
+        for r in found.itertuples()
+    ]
+    # one network compared twice is one comparison, and with itself it is none
+    once = {key: p for key, p in zip(same, found["p_all"]) if key[0] != key[1]}
     corrected = dict(zip(once, holm(list(once.values()))))
     found["p_holm"] = [corrected.get(key, p) for key, p in zip(same, found["p_all"])]
     return found.assign(verdict=[_verdict(d, p) for d, p in zip(found["difference"], found["p_holm"])])
@@ -91,12 +115,20 @@ def _cell(read, method: str, setting: str, n_boot: int, seed: int) -> Cell|None:
 def compare(
     predictions,             # as for `compare_pairs`
     reference: str="PEACE",
-    others=(),               # methods held against it
+    others=(),               # methods compared with it
     settings=(),             # under each of these
     n_boot: int=1000,
     seed: int=0,
     beside=(),               # as for `compare_pairs`
-) -> pd.DataFrame:           # a row a method and setting: reference, method, setting, difference (reference - method), lo, hi, ..., p_holm, verdict
+) -> pd.DataFrame:           # one row per method and setting: reference, method, setting, difference (reference - method), lo, hi, ..., p_holm, verdict
     "One method against others under every setting, with one correction over all comparisons; `ahead` means the reference is"
-    found = compare_pairs(predictions, [((reference, st), (m, st)) for st in settings for m in others if m != reference], n_boot, seed, beside)
-    return found.rename(columns={"network_a": "network_reference", "network_b": "network", "method_a": "reference", "method_b": "method", "setting_a": "setting", "auroc_a": "auroc_reference", "auroc_b": "auroc_method"}).drop(columns="setting_b")
+    found = compare_pairs(
+        predictions, [((reference, st), (m, st)) for st in settings for m in others if m != reference], n_boot, seed,
+        beside
+    )
+    return found.rename(
+        columns={
+            "network_a": "network_reference", "network_b": "network", "method_a": "reference", "method_b": "method",
+            "setting_a": "setting", "auroc_a": "auroc_reference", "auroc_b": "auroc_method"
+        }
+    ).drop(columns="setting_b")

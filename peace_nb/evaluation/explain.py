@@ -35,23 +35,35 @@ class Evidence(NamedTuple):
     leads: tuple  # leads that carry it; empty where no lead stands out
     reason: str
 
-WINDOWS = {"P": "P waves", "P-QRS": "from the start of P to the end of QRS", "early": "early P and the beat it starts", "QRS": "QRS complexes", "V": "ventricular premature beats",
-           "ST-T": "from the end of QRS to the end of T", "T": "T waves", "TQ": "from the end of T to the next QRS"}
+WINDOWS = {
+    "P": "P waves", "P-QRS": "from the start of P to the end of QRS", "early": "early P and the beat it starts",
+    "QRS": "QRS complexes", "V": "ventricular premature beats", "ST-T": "from the end of QRS to the end of T",
+    "T": "T waves", "TQ": "from the end of T to the next QRS"
+}
 _LIMB, _LEFT_RIGHT = ("I", "II", "III", "aVL", "aVF"), ("aVL", "V1", "V2", "V5", "V6")
 
 # %% ../../nbs/evaluation/06_explain.ipynb #7cacd147
 EVIDENCE = {
-    "STACH": Evidence("QRS", (), "the rate is read from one QRS to the next"), "SBRAD": Evidence("QRS", (), "the rate is read from one QRS to the next"),
-    "SARRH": Evidence("QRS", (), "so is its unsteadiness"), "SVT": Evidence("QRS", (), "a fast, regular row of narrow complexes"),
+    "STACH": Evidence("QRS", (), "the rate is read from one QRS to the next"),
+    "SBRAD": Evidence("QRS", (), "the rate is read from one QRS to the next"),
+    "SARRH": Evidence("QRS", (), "so is its unsteadiness"),
+    "SVT": Evidence("QRS", (), "a fast, regular row of narrow complexes"),
     "PAC": Evidence("early", (), "the early beat itself"), "PVC": Evidence("V", (), "the early, wide beat itself"),
-    "AFIB": Evidence("TQ", (), "no P wave but a restless baseline"), "AFLT": Evidence("TQ", (), "flutter waves, seen best between the beats"),
-    "AVB1": Evidence("P-QRS", (), "an interval with both of its ends"), "AVB23": Evidence("P", (), "P waves that are not followed by a beat"),
+    "AFIB": Evidence("TQ", (), "no P wave but a restless baseline"),
+    "AFLT": Evidence("TQ", (), "flutter waves, seen best between the beats"),
+    "AVB1": Evidence("P-QRS", (), "an interval with both of its ends"),
+    "AVB23": Evidence("P", (), "P waves that are not followed by a beat"),
     "WPW": Evidence("P-QRS", (), "a short PR interval and a delta wave"),
-    "LBBB": Evidence("QRS", ("I", "V1", "V5", "V6"), "width and notch, rS or QS in V1"), "RBBB": Evidence("QRS", ("I", "V1", "V2", "V6"), "r' in V1, a broad S in I and V6"),
-    "IRBBB": Evidence("QRS", ("V1", "V2"), "r' in V1"), "LAFB": Evidence("QRS", _LIMB, "the frontal axis"), "RAD": Evidence("QRS", _LIMB, "the frontal axis"), "LAD": Evidence("QRS", _LIMB, "the frontal axis"),
-    "LVH": Evidence("QRS", _LEFT_RIGHT, "voltage"), "LVHV": Evidence("QRS", _LEFT_RIGHT, "voltage"), "RVH": Evidence("QRS", ("V1", "V2", "V5", "V6"), "tall R on the right, deep S on the left"),
-    "AE": Evidence("P", ("II", "III", "aVF", "V1"), "tall, wide or biphasic P"), "LOWV": Evidence("QRS", (), "voltage"), "QWAVE": Evidence("QRS", (), "the first part of QRS, in the leads of one wall"),
-    "LQT": Evidence("T", (), "the interval ends with T"), "STDEV": Evidence("ST-T", (), "level and slope of ST"), "TABN": Evidence("T", (), "the wave itself"),
+    "LBBB": Evidence("QRS", ("I", "V1", "V5", "V6"), "width and notch, rS or QS in V1"),
+    "RBBB": Evidence("QRS", ("I", "V1", "V2", "V6"), "r' in V1, a broad S in I and V6"),
+    "IRBBB": Evidence("QRS", ("V1", "V2"), "r' in V1"), "LAFB": Evidence("QRS", _LIMB, "the frontal axis"),
+    "RAD": Evidence("QRS", _LIMB, "the frontal axis"), "LAD": Evidence("QRS", _LIMB, "the frontal axis"),
+    "LVH": Evidence("QRS", _LEFT_RIGHT, "voltage"), "LVHV": Evidence("QRS", _LEFT_RIGHT, "voltage"),
+    "RVH": Evidence("QRS", ("V1", "V2", "V5", "V6"), "tall R on the right, deep S on the left"),
+    "AE": Evidence("P", ("II", "III", "aVF", "V1"), "tall, wide or biphasic P"), "LOWV": Evidence("QRS", (), "voltage"),
+    "QWAVE": Evidence("QRS", (), "the first part of QRS, in the leads of one wall"),
+    "LQT": Evidence("T", (), "the interval ends with T"), "STDEV": Evidence("ST-T", (), "level and slope of ST"),
+    "TABN": Evidence("T", (), "the wave itself")
 }
 
 # %% ../../nbs/evaluation/06_explain.ipynb #caa81de0
@@ -116,7 +128,7 @@ def to_time(
     "A map over tokens as a map over samples, linear between the tokens' centres."
     N = tokens.shape[-1]
     step = 2 ** round(np.log2(n / N))
-    first = step / 4 if -(-n // step) == N else n / N / 2               # patches of a transformer are centred in their middle
+    first = step / 4 if -(-n // step) == N else n / N / 2  # patches of a transformer are centred in their middle
     at = ((np.arange(n) - first) / (step if -(-n // step) == N else n / N)).clip(0, N - 1)
     lo = np.floor(at).astype(int).clip(0, max(N - 2, 0))
     w = torch.as_tensor(at - lo, dtype=tokens.dtype, device=tokens.device)
@@ -130,7 +142,9 @@ def grad_cam_pp(
     "Grad-CAM++ of a feature map; formula of Chattopadhyay et al. 2018, equations 10, 19 and 20."
     g2, g3 = gradients ** 2, gradients ** 3
     below = 2 * g2 + features.sum(-1, keepdim=True) * g3
-    alpha = torch.where(below.abs() > 1e-20, g2 / torch.where(below.abs() > 1e-20, below, torch.ones_like(below)), torch.zeros_like(g2))
+    alpha = torch.where(
+        below.abs() > 1e-20, g2 / torch.where(below.abs() > 1e-20, below, torch.ones_like(below)), torch.zeros_like(g2)
+    )
     return ((alpha * gradients.relu()).sum(-1, keepdim=True) * features).sum(1).relu()
 
 # %% ../../nbs/evaluation/06_explain.ipynb #260ac6d4
@@ -154,7 +168,8 @@ def features_and_gradients(
         return caught[-1]
     hook = layer.register_forward_hook(catch)
     try:
-        with torch.enable_grad(): gradient, = torch.autograd.grad(net.predict(signals, mask, *_age(net, age_years))[:, k].sum(), caught[0])
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad(net.predict(signals, mask, *_age(net, age_years))[:, k].sum(), caught[0])
     finally: hook.remove()
     as_map = lambda x: x.detach().squeeze(2) if x.ndim == 4 else x.detach().transpose(1, 2)
     return as_map(caught[0]), as_map(gradient)
@@ -168,7 +183,8 @@ def label_attention(
     age_years: torch.Tensor | None = None,  # (B,), for a method that reads the age
 ) -> torch.Tensor:  # (B, N), each row sums to 1
     "Attention of one label's query over the tokens, mean over heads. Raises `PeaceError` where a method has no label queries."
-    if not hasattr(getattr(net, "lqn", None), "queries"): raise PeaceError(f"{getattr(net, 'name', 'this method')} has no label queries, and so no attention of a label.")
+    if not hasattr(getattr(net, "lqn", None), "queries"):
+        raise PeaceError(f"{getattr(net, 'name', 'this method')} has no label queries, and so no attention of a label.")
     with torch.no_grad():
         tokens = net.encoder(signals, mask)
         for age in _age(net, age_years): tokens = tokens if net.film is None else net.film(tokens, age)
@@ -190,7 +206,10 @@ def path_gradient(
     mask = signals.new_ones(signals.shape[:2]) if mask is None else mask.to(signals.dtype)
     inputs = signals * mask[..., None]
     way = IntegratedGradients(net.predict, multiply_by_inputs=False)
-    found = way.attribute(inputs, 0 * inputs, target=k, additional_forward_args=(mask, *_age(net, age_years)), n_steps=steps, method="gausslegendre", internal_batch_size=max(batch_size, len(inputs)))
+    found = way.attribute(
+        inputs, 0 * inputs, target=k, additional_forward_args=(mask, *_age(net, age_years)), n_steps=steps,
+        method="gausslegendre", internal_batch_size=max(batch_size, len(inputs))
+    )
     return found.detach().to(signals.dtype) * mask[..., None]
 
 # %% ../../nbs/evaluation/06_explain.ipynb #db60a898
@@ -219,15 +238,23 @@ def attributions(
     unknown = [m for m in methods if m not in ATTRIBUTIONS]
     if unknown: raise PeaceError(f"there is no attribution {unknown[0]!r}; choose one of {', '.join(ATTRIBUTIONS)}.")
     net = getattr(model, "method", model)
-    if not hasattr(net, "encoder"): raise PeaceError(f"{getattr(net, 'name', 'this method')} has no network to look into.")
-    if not torch.isfinite(signals).all(): raise PeaceError("the signals hold NaN or infinite values; `prepare` fills gaps.")
+    if not hasattr(net, "encoder"):
+        raise PeaceError(f"{getattr(net, 'name', 'this method')} has no network to look into.")
+    if not torch.isfinite(signals).all():
+        raise PeaceError("the signals hold NaN or infinite values; `prepare` fills gaps.")
     k, n, maps = label_positions(net.labels, (label,))[0], signals.shape[-1], {}
     with frozen(net):
-        if {"integrated gradients", "sensitivity"} & set(methods): slope = path_gradient(net, signals, mask, k, steps, age_years=age_years)
+        if {"integrated gradients", "sensitivity"} & set(methods):
+            slope = path_gradient(net, signals, mask, k, steps, age_years=age_years)
         for m in methods:
-            if m == "grad-cam++": found = to_time(grad_cam_pp(*features_and_gradients(net, signals, mask, k, layer, age_years)), n)[:, None]
-            elif m == "attention": found = to_time(label_attention(net, signals, mask, k, age_years), n)[:, None]
-            else: found = slope * signals if m == "integrated gradients" else slope.double() ** 2
+            if m == "grad-cam++":
+                found = to_time(grad_cam_pp(*features_and_gradients(net, signals, mask, k, layer, age_years)), n)[
+                    :, None
+                ]
+            elif m == "attention":
+                found = to_time(label_attention(net, signals, mask, k, age_years), n)[:, None]
+            else:
+                found = slope * signals if m == "integrated gradients" else slope.double() ** 2
             maps[m] = as_shares(found).float()
     return maps
 
@@ -264,17 +291,25 @@ def window_shares(
     leads: tuple = (),  # that carry the label; empty: none stands out
     mask: np.ndarray | None = None,  # (B, 12) recorded leads; all when None
     known: np.ndarray | None = None,  # (B, T) bool: where the windows are known; everywhere when None
-) -> pd.DataFrame:  # a row a record: share, base, lead_share, lead_base (NaN where they do not apply)
+) -> pd.DataFrame:  # one row per record: share, base, lead_share, lead_base (NaN where they do not apply)
     "How much of each record's map lies inside a window, and how much of the signal does; records without the window or without a map are NaN."
     m, inside = np.asarray(maps, np.float64), np.asarray(inside, bool)
     known = np.ones_like(inside) if known is None else np.asarray(known, bool)
     whole = (m * known[:, None]).sum((1, 2))
     there = (inside & known).any(1) & (whole > 0)
-    out = pd.DataFrame({"share": (m * (inside & known)[:, None]).sum((1, 2)) / np.where(whole > 0, whole, 1), "base": (inside & known).sum(1) / known.sum(1).clip(1), "lead_share": np.nan, "lead_base": np.nan})
+    out = pd.DataFrame(
+        {
+            "share": (m * (inside & known)[:, None]).sum((1, 2)) / np.where(whole > 0, whole, 1),
+            "base": (inside & known).sum(1) / known.sum(1).clip(1), "lead_share": np.nan, "lead_base": np.nan
+        }
+    )
     if leads and m.shape[1] > 1:
         at = [LEADS.index(l) for l in leads]
         recorded = np.ones(m.shape[:2], bool) if mask is None else np.asarray(mask) > 0
-        out["lead_share"], out["lead_base"] = (m[:, at] * known[:, None]).sum((1, 2)) / np.where(whole > 0, whole, 1), recorded[:, at].sum(1) / recorded.sum(1).clip(1)
+        out["lead_share"], out["lead_base"] = (
+            (m[:, at] * known[:, None]).sum((1, 2)) / np.where(whole > 0, whole, 1),
+            recorded[:, at].sum(1) / recorded.sum(1).clip(1)
+        )
     return out.where(pd.Series(there), np.nan)
 
 # %% ../../nbs/evaluation/06_explain.ipynb #53b79da8
@@ -305,7 +340,9 @@ def random_map(
     tokens: int = 32,  # random numbers a record, interpolated
 ) -> torch.Tensor:  # (B, 1, n), each record sums to 1
     "A map that knows nothing."
-    return as_shares(to_time(torch.from_numpy(np.random.default_rng(seed).exponential(size=(n_records, 1, tokens))), n)).float()
+    return as_shares(
+        to_time(torch.from_numpy(np.random.default_rng(seed).exponential(size=(n_records, 1, tokens))), n)
+    ).float()
 
 def voltage_map(
     signals: torch.Tensor,  # (B, 12, T)
@@ -335,14 +372,15 @@ def untrained(
     return build_method(**{**method.config, "seed": seed}, embeddings=texts).eval()
 
 # %% ../../nbs/evaluation/06_explain.ipynb #30d91eb8
-SHADE = LinearSegmentedColormap.from_list("shade", [(0.10, 0.35, 0.80, a) for a in (0.0, 0.25, 0.5, 0.72)])   # blue, from nothing to strong: the paper is red
+# blue, from nothing to strong: the paper is red
+SHADE = LinearSegmentedColormap.from_list("shade", [(0.10, 0.35, 0.80, a) for a in (0.0, 0.25, 0.5, 0.72)])
 
 def shading(
     maps: np.ndarray,  # (1 or 12, T) of one record
     fs: float,  # Hz
     smooth: float = 0.04,  # seconds; 0 leaves it
 ) -> np.ndarray:  # (12, T) in 0 … 1
-    "A map as shades for the eye: smoothed, one row a lead, 1 at the 99th percentile."
+    "A map as shades for the eye: smoothed, one row per lead, 1 at the 99th percentile."
     m = np.asarray(maps, float)
     m = np.broadcast_to(m, (len(LEADS), m.shape[-1]))
     width = max(1, round(smooth * fs))
@@ -360,7 +398,8 @@ def plot_attribution(
     **sheet,  # `title`, `mask`, `findings`, … of `plot_ecg`
 ):  # matplotlib Figure
     "A 12-lead ECG on ECG paper, the map shaded under each lead. Raises `PeaceError` where map and signal differ in length."
-    if np.shape(maps)[-1] != np.shape(signal)[-1]: raise PeaceError(f"the map has {np.shape(maps)[-1]} samples and the signal {np.shape(signal)[-1]}.")
+    if np.shape(maps)[-1] != np.shape(signal)[-1]:
+        raise PeaceError(f"the map has {np.shape(maps)[-1]} samples and the signal {np.shape(signal)[-1]}.")
     n = round(sheet.get("seconds", 10.0) * fs)                                            # what the sheet shows
     signal, maps = np.asarray(signal)[:, :n], np.asarray(maps)[..., :n]
     fig = plot_ecg(signal, fs, rhythm=rhythm, **sheet)
@@ -369,11 +408,15 @@ def plot_attribution(
     edges = np.linspace(0, n, len(SHEET[0]) + 1).astype(int)
     spans = [(int(a), int(b)) for _ in SHEET for a, b in zip(edges, edges[1:])] + [(0, n)]
     named = [t for t in ax.texts if t.get_text().split("  ")[0] in LEADS]                 # in the order of the sheet
-    x = next(np.asarray(line.get_xdata(), float) for line in ax.lines if len(line.get_xdata()) == n)   # a row is one line
+    # a row is one line
+    x = next(np.asarray(line.get_xdata(), float) for line in ax.lines if len(line.get_xdata()) == n)
     for text, (a, b) in zip(named, spans):
         if "not recorded" in text.get_text(): continue
         y, lead = text.get_position()[1], text.get_text().split("  ")[0]
-        ax.imshow(SHADE(shade[LEADS.index(lead), a:b])[None], extent=(x[a], x[b - 1], y - 1.02, y + 0.08), aspect="auto", zorder=0.6, interpolation="nearest")
+        ax.imshow(
+            SHADE(shade[LEADS.index(lead), a:b])[None], extent=(x[a], x[b - 1], y - 1.02, y + 0.08), aspect="auto",
+            zorder=0.6, interpolation="nearest"
+        )
     ax.axis(limits)
     return fig
 
@@ -386,7 +429,8 @@ def _paper(ax, width: float, low: float, high: float):
     "ECG paper on an axis in seconds and millivolts: small squares of 0.04 s and 0.1 mV, large ones of 0.2 s and 0.5 mV."
     ax.set(xlim=(0, width), ylim=(low, high), aspect=0.4)
     for step, lw in ((0.04, 0.15), (0.2, 0.45)):
-        ax.vlines(np.arange(0, width + 1e-6, step), low, high, color="#f0b0b0", lw=lw, zorder=0); ax.hlines(np.arange(low, high + 1e-6, step * 2.5), 0, width, color="#f0b0b0", lw=lw, zorder=0)
+        ax.vlines(np.arange(0, width + 1e-6, step), low, high, color="#f0b0b0", lw=lw, zorder=0)
+        ax.hlines(np.arange(low, high + 1e-6, step * 2.5), 0, width, color="#f0b0b0", lw=lw, zorder=0)
     ax.tick_params(left=False, bottom=False, labelleft=False, labelbottom=False)
     for spine in ax.spines.values(): spine.set_color("#e8a0a0")
 
@@ -414,10 +458,17 @@ def draw_attribution(
             _name(ax, x0, y0 + 1.22, lead if here[k] else f"{lead} not recorded")
             if not here[k]: continue
             _shade(ax, next(iter(shades.values()))[k, first:first + n], x0, x0 + n / fs, y0 - 1.25, y0 + 1.3)
-            ax.plot(x0 + np.arange(n) / fs, y0 + np.clip(gain * x[k, first:first + n], -1.35, 1.4), color="k", lw=0.7, zorder=3)
+            ax.plot(
+                x0 + np.arange(n) / fs, y0 + np.clip(gain * x[k, first : first + n], -1.35, 1.4), color="k", lw=0.7,
+                zorder=3
+            )
     _strips(ax, gain * x[LEADS.index(rhythm)], fs, shades, 0.3 - 2 * tall, rhythm)
-    ax.plot((first / fs, (first + n) / fs), 2 * (0.3 - 2 * tall - 0.78,), color="k", lw=2.2, solid_capstyle="butt", zorder=4)   # these seconds stand above
-    ax.set_title(title, fontsize=9.5, loc="left"); ax.set_title(f"large square: 0.2 s, {0.5 / gain:g} mV", fontsize=7.5, loc="right", color="0.3")
+    # these seconds stand above
+    ax.plot(
+        (first / fs, (first + n) / fs), 2 * (0.3 - 2 * tall - 0.78,), color="k", lw=2.2, solid_capstyle="butt", zorder=4
+    )
+    ax.set_title(title, fontsize=9.5, loc="left")
+    ax.set_title(f"large square: 0.2 s, {0.5 / gain:g} mV", fontsize=7.5, loc="right", color="0.3")
 
 # %% ../../nbs/evaluation/06_explain.ipynb #3a8a794e
 def _name(ax, x, y, text):
@@ -451,7 +502,8 @@ def marked_waves(
     leads, found = m["lead"].nunique(), []
     for wave, these in m.groupby("wave"):
         votes = np.zeros(n + 1)
-        np.add.at(votes, these["onset"].astype(int).clip(0, n), 1); np.add.at(votes, (these["offset"].astype(int) + 1).clip(0, n), -1)
+        np.add.at(votes, these["onset"].astype(int).clip(0, n), 1)
+        np.add.at(votes, (these["offset"].astype(int) + 1).clip(0, n), -1)
         inside = np.r_[0, (votes.cumsum()[:n] >= leads / 2).astype(int), 0]
         edge = np.flatnonzero(np.diff(inside))
         found += [(wave, a / fs, b / fs) for a, b in zip(edge[::2], edge[1::2])]

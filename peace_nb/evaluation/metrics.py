@@ -42,11 +42,17 @@ def panel(
     np.add.at(given, (row, col), 1)
     if (given != 1).any():
         r, c = np.argwhere(given != 1)[0]
-        raise PeaceError(f"the predictions hold {given[r, c]} rows for record {records[r]!r}, label {labels[c]!r}; there must be one.")
-    for bad, what in ((~np.isfinite(value), "no finite score"), (~(np.isnan(y) | np.isin(y, (0, 1))), "a truth that is not 0, 1 or NaN")):
+        raise PeaceError(
+            f"the predictions hold {given[r, c]} rows for record {records[r]!r}, label {labels[c]!r}; there must be one."
+        )
+    for bad, what in (
+        (~np.isfinite(value), "no finite score"),
+        (~(np.isnan(y) | np.isin(y, (0, 1))), "a truth that is not 0, 1 or NaN")
+    ):
         if bad.any(): raise PeaceError(f"{name(int(np.argmax(bad)))} has {what}.")
     score[row, col], truth[row, col] = value, y
-    patients = np.empty(len(records), object); patients[row] = pred["patient_id"].astype(str).to_numpy()
+    patients = np.empty(len(records), object)
+    patients[row] = pred["patient_id"].astype(str).to_numpy()
     return Panel(pd.Index(records, name="record_id"), patients, tuple(labels), score, truth)
 
 # %% ../../nbs/evaluation/01_metrics.ipynb #3a9219c0
@@ -60,14 +66,16 @@ def class_mass(
     who = np.arange(len(score)) if who is None else who
     yes, steps = truth == 1, np.unique(score[truth == 1])
     left, right = (np.searchsorted(steps, score, side) for side in ("left", "right"))
-    def add(which, bins, n): return csr_matrix((np.ones(which.sum()), (bins[which], who[which])), (n, len(weights))) @ weights
+    def add(which, bins, n):
+        return csr_matrix((np.ones(which.sum()), (bins[which], who[which])), (n, len(weights))) @ weights
     return add(yes, left, len(steps)), add(truth == 0, left + right, 2 * len(steps) + 1)
 
 # %% ../../nbs/evaluation/01_metrics.ipynb #1743cbf4
 def mass_auroc(pos, neg) -> np.ndarray:  # (R,)
     "AUROC from `class_mass`; NaN where a class has no weight"
     below = np.cumsum(neg, axis=0)
-    with np.errstate(invalid="ignore"): return np.einsum("mr,mr->r", pos, below[0:-1:2] + below[1::2]) / 2 / (pos.sum(0) * below[-1])
+    with np.errstate(invalid="ignore"):
+        return np.einsum("mr,mr->r", pos, below[0:-1:2] + below[1::2]) / 2 / (pos.sum(0) * below[-1])
 
 def weighted_auroc(truth, score, weights, who=None) -> np.ndarray:  # (R,)
     "AUROC of each weighting of the same records; arguments as for `class_mass`"
@@ -81,7 +89,8 @@ def scorable(
     "Counts of each label, whether it can be scored, and why not"
     rows = []
     for k in range(len(p.labels)):
-        y = p.truth[:, k]; known = ~np.isnan(y)
+        y = p.truth[:, k]
+        known = ~np.isnan(y)
         n_pos, n_neg = int((y == 1).sum()), int((y == 0).sum())
         short = [f"{count} {what}" for count, what in ((n_pos, "positives"), (n_neg, "negatives")) if count < min_pos]
         reason = ", ".join(short) if known.any() else "no record has a known truth"
@@ -134,7 +143,8 @@ def fit_thresholds(
     p = panel(val_pred)
     rows = []
     for k in range(len(p.labels)):
-        y = p.truth[:, k]; known = ~np.isnan(y)
+        y = p.truth[:, k]
+        known = ~np.isnan(y)
         fitted = len(np.unique(y[known])) == 2
         bacc, f1 = best_thresholds(y[known], p.score[known, k]) if fitted else (0.5, 0.5)
         rows.append(dict(bacc=bacc, f1=f1, fitted=fitted))
@@ -150,7 +160,8 @@ def weighted_decisions(
     "Balanced accuracy and F1 at given thresholds, for each weighting and label. Raises `PeaceError` for a label without a threshold"
     missing = [l for l in p.labels if l not in thresholds.index]
     if missing: raise PeaceError(f"there is no threshold for label {missing[0]!r}.")
-    def counts(which): return weights.T @ np.stack([np.bincount(who, which[:, k], len(weights)) for k in range(which.shape[1])], 1)
+    def counts(which):
+        return weights.T @ np.stack([np.bincount(who, which[:, k], len(weights)) for k in range(which.shape[1])], 1)
     pos, neg = p.truth == 1, p.truth == 0
     yes = {m: p.score >= thresholds.loc[list(p.labels), m].to_numpy() for m in ("bacc", "f1")}
     w_pos, w_neg = counts(pos), counts(neg)
@@ -180,7 +191,8 @@ def draws(
             mass = class_mass(p.truth[known, k], p.score[known, k], w, who[known])
             out["auroc"][i:i + step, k], out["auprc"][i:i + step, k] = mass_auroc(*mass), mass_auprc(*mass)
     if thresholds is not None:
-        for m, found in zip(("bacc", "f1"), weighted_decisions(p, thresholds, weights, who)): out[m][:, scored] = found[:, scored]
+        for m, found in zip(("bacc", "f1"), weighted_decisions(p, thresholds, weights, who)):
+            out[m][:, scored] = found[:, scored]
     return out
 
 # %% ../../nbs/evaluation/01_metrics.ipynb #d87b2358
@@ -196,11 +208,16 @@ def _table(
     table = counts.reset_index()
     for i in np.flatnonzero(use):
         few, default = bool(counts["pos_patients"].iloc[i] < FEW), counts.index[i] in unfitted
-        notes = [f"interval from {counts['pos_patients'].iloc[i]} positive patients only"] * few + ["threshold 0.5, not fitted"] * default
+        notes = [f"interval from {counts['pos_patients'].iloc[i]} positive patients only"] * few + [
+            "threshold 0.5, not fitted"
+        ] * default
         table.loc[i, "reason"] = "; ".join(notes)
     none = "" if use.any() else "no label can be scored"
-    macro = {"label": "macro", **counts[["n", "patients"]].max(), **counts.loc[use, ["n_pos", "n_neg", "pos_patients"]].sum(),
-             "scored": bool(use.any()), "reason": none or f"mean of {use.sum()} of {k} labels"}
+    macro = {
+        "label": "macro", **counts[["n", "patients"]].max(),
+        **counts.loc[use, ["n_pos", "n_neg", "pos_patients"]].sum(), "scored": bool(use.any()),
+        "reason": none or f"mean of {use.sum()} of {k} labels"
+    }
     table = pd.concat([table, pd.DataFrame([macro])], ignore_index=True)
     for m in METRICS:
         mean = found[m][:, use].mean(1, keepdims=True) if use.any() else np.full((len(found[m]), 1), np.nan)
@@ -224,7 +241,7 @@ def summarise(
     n_boot: int=1000,               # resamples; 0 gives no intervals
     seed: int=0,                    # of the resamples
     min_pos: int=1,                 # positives (and negatives) a label needs to be scored
-) -> pd.DataFrame:                  # a row a label and a last row "macro"
+) -> pd.DataFrame:                  # one row per label and a last row "macro"
     "Macro and per-label metrics with 95 % intervals from a patient-level Bayesian bootstrap"
     p = panel(pred)
     counts = scorable(p, min_pos)
@@ -253,7 +270,10 @@ def combine_seeds(
     lost = counts[0]["scored"] & ~whole["scored"]
     whole.loc[lost, "reason"] = "not in every seed"
     who = [np.searchsorted(everyone, q.patients.astype(str)) for q in panels]
-    found = [draws(q, weights, w, whole["scored"].to_numpy(), t) for q, w, t in zip(panels, who, thresholds or [None] * len(panels))]
+    found = [
+        draws(q, weights, w, whole["scored"].to_numpy(), t)
+        for q, w, t in zip(panels, who, thresholds or [None] * len(panels))
+    ]
     table = _table(whole, {m: np.mean([f[m] for f in found], axis=0) for m in METRICS}, unfitted_labels(thresholds))
     use = whole["scored"].to_numpy()
     each = np.array([np.r_[f["auroc"][0], f["auroc"][0, use].mean() if use.any() else np.nan] for f in found])

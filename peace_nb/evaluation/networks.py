@@ -17,7 +17,9 @@ def pooled_training(
     independent: int,  # differences among them that do not follow from others: M - 1 for all pairs of M trainings, M for one difference of each
 ) -> tuple|None:  # variance of a difference between trainings, its degrees of freedom; None where no pair has two seeds
     "Mean variance, over pairs, of the difference between seeds. Over all pairs of M methods with S seeds it is twice the residual variance of the layout method x seed, with (S-1)(M-1) degrees of freedom"
-    spread = [(len(seeds), draws[:, 0].var(ddof=1)) for a, b in pairs for seeds, draws, _ in [paired(a, b)] if len(seeds) > 1]
+    spread = [
+        (len(seeds), draws[:, 0].var(ddof=1)) for a, b in pairs for seeds, draws, _ in [paired(a, b)] if len(seeds) > 1
+    ]
     if not spread or independent < 1: return None
     return float(np.mean([v for _, v in spread])), (min(n for n, _ in spread) - 1) * independent
 
@@ -62,7 +64,13 @@ def earlier_twins(
 ) -> dict:     # (method, setting) -> an earlier method that is the same network there
     "The rows that would be drawn twice: DANN that has seen no child is ECG-only"
     prints = {(m, st): score_prints(read(m, st)) for st in settings for m in methods}
-    return {(m, st): n for st in settings for i, m in enumerate(methods) for n in methods[:i] if one_network(prints[m, st], prints[n, st])}
+    return {
+        (m, st): n
+        for st in settings
+        for i, m in enumerate(methods)
+        for n in methods[:i]
+        if one_network(prints[m, st], prints[n, st])
+    }
 
 def families(
     cells: dict,  # (method, setting) -> `Cell`
@@ -70,7 +78,8 @@ def families(
     "Methods that are one network under any setting: they come from one pretraining"
     root = {m: m for m, _ in cells}
     for (x, c), (y, d) in combinations(cells.items(), 2):
-        if x[1] == y[1] and root[x[0]] != root[y[0]] and one_network(c.prints, d.prints): root = {m: root[x[0]] if r == root[y[0]] else r for m, r in root.items()}
+        if x[1] == y[1] and root[x[0]] != root[y[0]] and one_network(c.prints, d.prints):
+            root = {m: root[x[0]] if r == root[y[0]] else r for m, r in root.items()}
     return root
 
 # %% ../../nbs/evaluation/03_networks.ipynb #f6781c4b
@@ -94,7 +103,9 @@ def training_scatter(
     first, second = (_distinct([c for c in like if c.setting == st]) for st in (x[1], y[1]))
     count = lambda those: len({family[c.method] for c in those})
     if family[x[0]] != family[y[0]]:
-        found = pooled_training([(c, d) for c in first for d in second if family[c.method] != family[d.method]], count(first + second) - 1)
+        found = pooled_training(
+            [(c, d) for c in first for d in second if family[c.method] != family[d.method]], count(first + second) - 1
+        )
         return found if found is None or (a.trained and b.trained) else (found[0] / 2, found[1])
     if x[1] == y[1]: return None
     moved = [(c, d) for c in first for d in second if c.method == d.method]

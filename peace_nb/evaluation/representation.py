@@ -73,7 +73,8 @@ def purity(
     label, patients = np.asarray(label, float), np.asarray(patients)
     of, among = (np.ones(len(z), bool) if x is None else np.asarray(x, bool) for x in (of, among))
     pool, who = np.flatnonzero(among & ~np.isnan(label)), np.flatnonzero(of & (label == 1))
-    if len(who) < least or len(pool) <= k or (label[pool] == 1).sum() < least: return dict(purity=np.nan, prevalence=np.nan, n=len(who))
+    if len(who) < least or len(pool) <= k or (label[pool] == 1).sum() < least:
+        return dict(purity=np.nan, prevalence=np.nan, n=len(who))
     x = StandardScaler().fit_transform(z)
     reach = min(len(pool), k + int(pd.Series(patients).value_counts().max()))
     near = pool[NearestNeighbors(n_neighbors=reach, metric="cosine").fit(x[pool]).kneighbors(x[who])[1]]
@@ -90,9 +91,11 @@ def discrepancy(
 ) -> dict:               # mmd: squared, unbiased; chance: 95th percentile of permutations
     "Squared MMD between two domains and what random groups of the same patients give. Raises `PeaceError` below two records in a domain"
     x = torch.from_numpy(StandardScaler().fit_transform(z).astype("float32"))
-    kernel = kernel_mean(x).double().numpy(); np.fill_diagonal(kernel, 0)
+    kernel = kernel_mean(x).double().numpy()
+    np.fill_diagonal(kernel, 0)
     ids, who = np.unique(np.asarray(patients), return_inverse=True)
-    side = np.zeros(len(ids)); side[who] = np.asarray(domain)
+    side = np.zeros(len(ids))
+    side[who] = np.asarray(domain)
     def squared(d):
         m, n = d.sum(), (1 - d).sum()
         if min(m, n) < 2: raise PeaceError("MMD needs two records in each domain.")
@@ -115,7 +118,9 @@ def age_in(
     guess = np.full(len(z), np.nan)
     if len(set(patients)) < 4 * folds: return np.nan
     for train, test in GroupKFold(folds, shuffle=True, random_state=0).split(z, y, patients):
-        guess[test] = make_pipeline(StandardScaler(), RidgeCV(np.geomspace(1, 1e4, 9))).fit(z[train], y[train]).predict(z[test])
+        guess[test] = (
+            make_pipeline(StandardScaler(), RidgeCV(np.geomspace(1, 1e4, 9))).fit(z[train], y[train]).predict(z[test])
+        )
     return float(spearmanr(guess, y).statistic)
 
 # %% ../../nbs/evaluation/08_representation.ipynb #0a77a0e7
@@ -131,4 +136,6 @@ def flat_map(
     x = PCA(min(30, *x.shape), random_state=seed).fit_transform(x)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")   # that a seed means one thread
-        return umap.UMAP(n_neighbors=min(neighbours, len(x) - 1), min_dist=.25, random_state=seed, n_jobs=1).fit_transform(x)
+        return umap.UMAP(
+            n_neighbors=min(neighbours, len(x) - 1), min_dist=0.25, random_state=seed, n_jobs=1
+        ).fit_transform(x)

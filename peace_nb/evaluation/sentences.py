@@ -40,12 +40,22 @@ def claim_sentence(
     stands = r.get("network", r.get("network_b", b))
     if not one: a, b = f"{a} {told_setting(here)}", f"{b} {told_setting(r['setting_b'])}"
     elif stands != b: b = f"{b} (here the same network as {stands})"
-    told = {"ahead": f"{a} is ahead of {b}", "behind": f"{a} is behind {b}", "not distinguishable": f"{a} and {b} are not distinguishable", "not tested": f"{a} and {b} were not compared"}[r["verdict"]]
+    told = {
+        "ahead": f"{a} is ahead of {b}", "behind": f"{a} is behind {b}",
+        "not distinguishable": f"{a} and {b} are not distinguishable", "not tested": f"{a} and {b} were not compared"
+    }[r["verdict"]]
     if r["verdict"] == "not tested": return told + "."
     where = f" {told_setting(here)}" if one else ""
     p = "p < 0.001" if r["p_holm"] < 0.001 else f"p = {r['p_holm']:.3f}"
     lo, hi = interval_of(r)
-    over = ("one seed, which says nothing of training anew" if np.isnan(r["se_training"]) else "over patients; nothing is trained" if r["se_training"] == 0
-            else f"over patients and training; {r['seeds']} seeds" if r["seeds"] > 1 else "over patients and training; trained once, so that the scatter between trainings is that of other methods")
+    over = (
+        "one seed, which says nothing of training anew"
+        if np.isnan(r["se_training"])
+        else "over patients; nothing is trained"
+        if r["se_training"] == 0
+        else f"over patients and training; {r['seeds']} seeds"
+        if r["seeds"] > 1
+        else "over patients and training; trained once, so that the scatter between trainings is that of other methods"
+    )
     few = f"; {r['few']} of {r['labels']} labels have fewer than {FEW} positive patients" if r.get("few") else ""
     return f"{told}{where}: {100 * r['difference']:+.1f} points of macro AUROC (95 % interval {100 * lo:+.1f} to {100 * hi:+.1f}, {over}; corrected {p}{few})."

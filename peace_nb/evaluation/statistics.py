@@ -45,7 +45,7 @@ class Cell:
     labels: tuple          # labels that could be scored
     records: int           # n
     patients: np.ndarray   # (n,) patient of each record
-    few: int               # labels with fewer than `FEW` positive patients: their share of the interval cannot be trusted
+    few: int  # labels with fewer than `FEW` positive patients: their share of the interval cannot be trusted
     draws: np.ndarray      # (S, 1 + R) macro AUROC, the estimate first
     parts: np.ndarray      # (S, n) DeLong components of the macro AUROC
     identity: str          # of records, patients, labels and truths: two cells can be paired when it is the same
@@ -55,7 +55,9 @@ class Cell:
 def _aligned(p: Panel, labels: tuple) -> Panel:
     "Records in the order of their ids, labels in a given order"
     rows, cols = p.records.argsort(), [p.labels.index(l) for l in labels]
-    return Panel(p.records[rows], p.patients[rows].astype(str), tuple(labels), p.score[rows][:, cols], p.truth[rows][:, cols])
+    return Panel(
+        p.records[rows], p.patients[rows].astype(str), tuple(labels), p.score[rows][:, cols], p.truth[rows][:, cols]
+    )
 
 def _identity(p: Panel) -> str:
     "Fingerprint of everything but the scores"
@@ -108,11 +110,17 @@ def make_cell(
     missing = [l for q in panels for l in use if l not in q.labels]
     if missing: raise PeaceError(f"a seed of {method} at {setting} has no predictions for {missing[0]!r}.")
     panels = [_aligned(q, use) for q in panels]
-    if len({_identity(q) for q in panels}) > 1: raise PeaceError(f"the seeds of {method} at {setting} were not scored on the same records.")
+    if len({_identity(q) for q in panels}) > 1:
+        raise PeaceError(f"the seeds of {method} at {setting} were not scored on the same records.")
     weights, who = patient_weights(panels[0].patients, n_boot, seed)
     weights = np.hstack([np.ones((len(weights), 1)), weights])
-    return Cell(method, setting, tuple(frames), use, len(panels[0].records), panels[0].patients, int((counts.loc[list(use), "pos_patients"] < FEW).sum()), np.array([macro_draws(q, weights, who) for q in panels]),
-                np.array([macro_parts(q) for q in panels]), _identity(panels[0]), {s: _identity(panels[0]) + score_print(q.score) for s, q in zip(frames, panels)}, _trained(method))
+    return Cell(
+        method, setting, tuple(frames), use, len(panels[0].records), panels[0].patients,
+        int((counts.loc[list(use), "pos_patients"] < FEW).sum()),
+        np.array([macro_draws(q, weights, who) for q in panels]), np.array([macro_parts(q) for q in panels]),
+        _identity(panels[0]), {s: _identity(panels[0]) + score_print(q.score) for s, q in zip(frames, panels)},
+        _trained(method)
+    )
 
 def score_print(scores: np.ndarray) -> str:
     "Fingerprint of scores, in whatever order they come"
@@ -131,9 +139,15 @@ def _tail(difference: float, se: float, df: float=np.inf) -> float:
 
 def paired(a: Cell, b: Cell) -> tuple[list, np.ndarray, np.ndarray]:
     "Common seeds, differences of draws (S, 1 + R), and of DeLong components (n,), mean over seeds"
-    if a.identity != b.identity: raise PeaceError(f"{a.method} at {a.setting} and {b.method} at {b.setting} were not scored on the same records and labels.")
+    if a.identity != b.identity:
+        raise PeaceError(
+            f"{a.method} at {a.setting} and {b.method} at {b.setting} were not scored on the same records and labels."
+        )
     one, two = _common(a, b)
-    return [(a if a.trained else b).seeds[i] for i in (one if a.trained else two)], a.draws[one] - b.draws[two], (a.parts[one] - b.parts[two]).mean(0)
+    return (
+        [(a if a.trained else b).seeds[i] for i in (one if a.trained else two)], a.draws[one] - b.draws[two],
+        (a.parts[one] - b.parts[two]).mean(0)
+    )
 
 def _common(a: Cell, b: Cell) -> tuple[list, list]:
     "Positions of the common seeds in both cells; rules have no seeds, so that theirs are the other's"
@@ -161,9 +175,13 @@ def paired_difference(
     reach = se * (norm.ppf(0.975) if np.isinf(df) else student.ppf(0.975, df))
     lo, hi = np.quantile(mean[1:], [0.025, 0.975])
     levels = [c.draws[at, 0].mean() for c, at in zip((a, b), _common(a, b))]
-    return dict(auroc_a=levels[0], auroc_b=levels[1], difference=mean[0], lo=lo, hi=hi, lo_all=mean[0] - reach, hi_all=mean[0] + reach, se_patients=patients, se_training=trained, sd_seeds=own,
-                p_boot=_tail(mean[0], patients), p_delong=_tail(mean[0], float(np.sqrt(parts @ parts))), p_all=_tail(mean[0], se, df),
-                seeds=n, seed_differences=" ".join(f"{100 * d:+.1f}" for d in each), labels=len(a.labels), few=a.few, records=a.records, patients=len(set(a.patients)))
+    return dict(
+        auroc_a=levels[0], auroc_b=levels[1], difference=mean[0], lo=lo, hi=hi, lo_all=mean[0] - reach,
+        hi_all=mean[0] + reach, se_patients=patients, se_training=trained, sd_seeds=own,
+        p_boot=_tail(mean[0], patients), p_delong=_tail(mean[0], float(np.sqrt(parts @ parts))),
+        p_all=_tail(mean[0], se, df), seeds=n, seed_differences=" ".join(f"{100 * d:+.1f}" for d in each),
+        labels=len(a.labels), few=a.few, records=a.records, patients=len(set(a.patients))
+    )
 
 # %% ../../nbs/evaluation/02_statistics.ipynb #bfb5d055
 def delong_labels(
@@ -179,8 +197,12 @@ def delong_labels(
         x, y = (make_cell(frames, n_boot=2, labels=use) for frames in (a, b))
         r = paired_difference(x, y)
         parts = x.parts.mean(0) - y.parts.mean(0)
-        rows.append(dict(label=use[0] if len(use) == 1 and len(rows) < len(labels) else "macro", auroc_a=r["auroc_a"], auroc_b=r["auroc_b"], difference=r["difference"],
-                         se=float(np.sqrt(parts @ parts)), p=r["p_delong"]))
+        rows.append(
+            dict(
+                label=use[0] if len(use) == 1 and len(rows) < len(labels) else "macro", auroc_a=r["auroc_a"],
+                auroc_b=r["auroc_b"], difference=r["difference"], se=float(np.sqrt(parts @ parts)), p=r["p_delong"]
+            )
+        )
     return pd.DataFrame(rows)
 
 # %% ../../nbs/evaluation/02_statistics.ipynb #cb22964e
@@ -193,12 +215,18 @@ def adult_child_gap(
     "Macro AUROC on adults less that on children, over shared labels, with an interval over both groups of patients"
     scored = [scorable(panel(next(iter(frames.values()))))["scored"] for frames in (adult, child)]
     shared = [l for l in scored[0].index[scored[0]] if scored[1].get(l, False)]
-    if not shared: return dict(auroc_adult=np.nan, auroc_child=np.nan, gap=np.nan, lo=np.nan, hi=np.nan, labels=0, seeds=0)
-    a, c = make_cell(adult, "the network", "adult", n_boot, seed, shared), make_cell(child, "the network", "zero-shot", n_boot, seed + 1, shared)
+    if not shared:
+        return dict(auroc_adult=np.nan, auroc_child=np.nan, gap=np.nan, lo=np.nan, hi=np.nan, labels=0, seeds=0)
+    a, c = (
+        make_cell(adult, "the network", "adult", n_boot, seed, shared),
+        make_cell(child, "the network", "zero-shot", n_boot, seed + 1, shared)
+    )
     seeds = [s for s in a.seeds if s in c.seeds]
     one, two = a.draws[[a.seeds.index(s) for s in seeds]].mean(0), c.draws[[c.seeds.index(s) for s in seeds]].mean(0)
     lo, hi = np.quantile((one - two)[1:], [0.025, 0.975])
-    return dict(auroc_adult=one[0], auroc_child=two[0], gap=one[0] - two[0], lo=lo, hi=hi, labels=len(shared), seeds=len(seeds))
+    return dict(
+        auroc_adult=one[0], auroc_child=two[0], gap=one[0] - two[0], lo=lo, hi=hi, labels=len(shared), seeds=len(seeds)
+    )
 
 # %% ../../nbs/evaluation/02_statistics.ipynb #0ec085e8
 def holm(

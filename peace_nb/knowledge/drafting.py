@@ -34,9 +34,13 @@ def draft_prompt(
     "The prompt for one label and one population."
     from peace_nb.labels.table import LABEL_TABLE
     if label not in LABELS: raise PeaceError(f"label {label!r} is not known")
-    if population not in POPULATIONS: raise PeaceError(f"population {population!r} is not known; choose one of {', '.join(POPULATIONS)}")
+    if population not in POPULATIONS:
+        raise PeaceError(f"population {population!r} is not known; choose one of {', '.join(POPULATIONS)}")
     row = LABEL_TABLE.loc[label]
-    return PROMPT.format(name=row["name"], definition=row["definition"], population="adults" if population == "adult" else BANDS[population][2])
+    return PROMPT.format(
+        name=row["name"], definition=row["definition"],
+        population="adults" if population == "adult" else BANDS[population][2]
+    )
 
 # %% ../../nbs/knowledge/03_drafting.ipynb #c504c340
 def parse_draft(
@@ -46,7 +50,8 @@ def parse_draft(
     "Validate one answer. Raises `PeaceError` with one sentence."
     try: data = json.loads(answer or "")
     except json.JSONDecodeError: raise PeaceError(f"draft of {label}: the answer is not JSON") from None
-    if not isinstance(data, dict) or set(data) != set(AXES): raise PeaceError(f"draft of {label}: the answer must have exactly the keys {', '.join(AXES)}")
+    if not isinstance(data, dict) or set(data) != set(AXES):
+        raise PeaceError(f"draft of {label}: the answer must have exactly the keys {', '.join(AXES)}")
     return {axis: check_text(data[axis], f"draft of {label}.{axis}") for axis in AXES}
 
 # %% ../../nbs/knowledge/03_drafting.ipynb #fe64fd06
@@ -67,9 +72,11 @@ def gemini_client(
 def _ask(client, model: str, prompt: str, label: str) -> str | None:
     from google.genai import errors, types
     config = types.GenerateContentConfig(temperature=0.0, seed=0, response_mime_type="application/json")
-    try: return client.models.generate_content(model=model, contents=prompt, config=config).text
-    except errors.APIError as e: raise PeaceError(f"draft of {label}: the service answered {e.code} {e.status}") from None
-    except Exception as e:   # httpx and aiohttp errors share no base class that both versions of the library export
+    try:
+        return client.models.generate_content(model=model, contents=prompt, config=config).text
+    except errors.APIError as e:
+        raise PeaceError(f"draft of {label}: the service answered {e.code} {e.status}") from None
+    except Exception as e:  # httpx and aiohttp errors share no base class that both versions of the library export
         raise PeaceError(f"draft of {label}: the service could not be reached ({type(e).__name__})") from None
 
 # %% ../../nbs/knowledge/03_drafting.ipynb #73427c3e
@@ -85,13 +92,21 @@ class Draft:
     texts: dict[str, str] = field(default_factory=dict)
 
 def _read_journal(path: Path) -> list[Draft]:
-    "All drafts of a journal. A torn last line (a full disk, a half copy) is skipped with a warning; a fault elsewhere is a `PeaceError`."
-    lines = [l for l in path.read_text(encoding="utf-8", errors="replace").split("\n") if l.strip()] if path.is_file() else []
+    "All drafts of a journal. A torn last line (a full disk, a half copy) is skipped with a warning; an error elsewhere is a `PeaceError`."
+    lines = (
+        [l for l in path.read_text(encoding="utf-8", errors="replace").split("\n") if l.strip()]
+        if path.is_file()
+        else []
+    )
     drafts = []
     for i, line in enumerate(lines):
-        try: drafts.append(Draft(**json.loads(line)))
+        try:
+            drafts.append(Draft(**json.loads(line)))
         except (ValueError, TypeError):
-            if i < len(lines) - 1: raise PeaceError(f"{path.name}: line {i + 1} is not a record of a draft; correct or delete it") from None
+            if i < len(lines) - 1:
+                raise PeaceError(
+                    f"{path.name}: line {i + 1} is not a record of a draft; correct or delete it"
+                ) from None
             warnings.warn(f"{path.name}: the last line is incomplete and is skipped; its label will be asked again")
     return drafts
 
@@ -103,7 +118,9 @@ def _merge(base: dict, drafts: Sequence[Draft]) -> dict:
     "Put drafted texts into the content of a knowledge file"
     for d in drafts:
         key = f"draft_{d.model}"
-        base["sources"][key] = f"Drafted by {d.model} on {d.date}; its numbers have not been checked against the literature."
+        base["sources"][key] = (
+            f"Drafted by {d.model} on {d.date}; its numbers have not been checked against the literature."
+        )
         for axis, text in d.texts.items():
             entry = dict(base["labels"][d.label][axis])
             if d.population == "adult": entry["adult"] = text
@@ -130,11 +147,17 @@ def describe(
     for label, prompt in prompts.items():
         if (prompt, model) not in done:
             client = client or gemini_client(base_url)
-            draft = done[prompt, model] = Draft(label, population, model, date.today().isoformat(), prompt, _ask(client, model, prompt, label))
-            known.append(draft); _write_journal(journal, known)   # before it is judged
+            draft = done[prompt, model] = Draft(
+                label, population, model, date.today().isoformat(), prompt, _ask(client, model, prompt, label)
+            )
+            # before it is judged
+            known.append(draft)
+            _write_journal(journal, known)
         draft = done[prompt, model]
-        try: draft.texts = draft.texts or parse_draft(draft.answer, label)
-        except PeaceError as e: raise PeaceError(f"{e}; the answer is kept in {journal.name}, delete its line to ask again") from None
+        try:
+            draft.texts = draft.texts or parse_draft(draft.answer, label)
+        except PeaceError as e:
+            raise PeaceError(f"{e}; the answer is kept in {journal.name}, delete its line to ask again") from None
         drafts.append(draft)
     if drafts: _write_journal(journal, known)
     base = parse_yaml((files("peace_nb.knowledge") / "knowledge.yaml").read_text(encoding="utf-8"), "knowledge.yaml")

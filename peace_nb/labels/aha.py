@@ -35,7 +35,9 @@ def _finding_index(vocabulary: str) -> tuple[pd.DataFrame, dict[str, str]]:
     if vocabulary == "sph":
         table = table[table.index.str.fullmatch(r"[A-Za-z]+\d+")]
         table = pd.concat([table.set_axis(table.index.str.replace(r"^[A-Za-z]+", "", regex=True)), AHA_MORE])
-    table["code"] = np.where(table["chn"] != "", table["chn"], table["description"]) if vocabulary == "chn" else table.index
+    table["code"] = (
+        np.where(table["chn"] != "", table["chn"], table["description"]) if vocabulary == "chn" else table.index
+    )
     table["code"] = table["code"].map(base_finding)
     table = table.drop_duplicates("code").set_index("code")
     aliases = {d.lower(): c for c, d in zip(table.index, table["description"])}
@@ -48,13 +50,17 @@ _DOUBTS = {"301", "302", "312", "315", "322", "borderline", "consider", "possibl
 def _modifiers(token: str, vocabulary: str) -> list[str]:
     "What is glued to a finding: `Modifier362`, `Occasional`, or `310` in SPH"
     token = re.sub(r"\s*\+\s*", "+", " ".join(token.split()))
-    return token.split("+")[1:] if vocabulary == "sph" else [m for m in token[len(base_finding(token)):].split("+") if m]
+    return (
+        token.split("+")[1:] if vocabulary == "sph" else [m for m in token[len(base_finding(token)) :].split("+") if m]
+    )
 
 @lru_cache
 def _modifier_names() -> frozenset[str]:
     "Every modifier by number, `Modifier` + number, and word, in lower case"
     table, more = VOCABULARIES["aha"], AHA_MORE
-    rows = [(c[8:], d) for c, d in table["description"].items() if c.startswith("Modifier")] + [(c, d) for c, d in more["description"].items() if c.startswith("3") and len(c) == 3]
+    rows = [(c[8:], d) for c, d in table["description"].items() if c.startswith("Modifier")] + [
+        (c, d) for c, d in more["description"].items() if c.startswith("3") and len(c) == 3
+    ]
     return frozenset(x.lower() for n, d in rows for x in (n, f"modifier{n}", d))
 
 def parts_of_finding(
@@ -87,14 +93,20 @@ def labels_from_aha(
     strict: bool = False, # raise `PeaceError` on a token that the table does not know, instead of counting it
 ) -> tuple[pd.DataFrame, Coverage]: # (n, 27) float labels with NaN, and what was mapped
     "Labels from packed columns of AHA statements: ZZU-pECG's two, or SPH's. SPH's silence on what its 44 codes never assert is NaN."
-    if vocabulary not in ("aha", "chn", "sph"): raise PeaceError(f"vocabulary {vocabulary!r} is not known; choose aha, chn or sph")
+    if vocabulary not in ("aha", "chn", "sph"):
+        raise PeaceError(f"vocabulary {vocabulary!r} is not known; choose aha, chn or sph")
     table, _ = _finding_index(vocabulary)
     pairs = [[(_base_of(t, vocabulary), _in_doubt(t, vocabulary)) for t in parse_code_list(v)] for v in findings]
     tokens = [[base for base, _ in row] for row in pairs]
     if strict: refuse_unmatched(tokens, findings.index, table, "finding")
     states = combine(pairs, lambda p: _aha_vector(table, *p))
     annotated = np.array([len(t) > 0 for t in tokens], bool)
-    silent = set(LABELS) - {x for cell in table.loc[_SPH_WRITES, "labels"] for x in split_cell(cell)} | {"SVT"} if vocabulary == "sph" else ()     # of the supraventricular tachycardias, the junctional one only
+    # of the supraventricular tachycardias, the junctional one only
+    silent = (
+        set(LABELS) - {x for cell in table.loc[_SPH_WRITES, "labels"] for x in split_cell(cell)} | {"SVT"}
+        if vocabulary == "sph"
+        else ()
+    )
     frame = to_frame(np.maximum(states, vector([], silent)), findings.index, annotated)
     return frame, coverage_of(vocabulary, tokens, table, frame, annotated)
 
@@ -118,11 +130,17 @@ def _finding_rows(record: str, column: str, value: object) -> list[tuple]:
 
 def zzu_tokens(
     table: pd.DataFrame, # rows of AttributesDictionary.csv, index ECG_ID, with AHA_code, CHN_code and `ICD-10 code`
-) -> pd.DataFrame: # one row a token: record, column, token, kind
+) -> pd.DataFrame: # one row per token: record, column, token, kind
     "What became of every token: mapped, made unknown, outside, modifier, disease, other diagnosis, or unknown."
     rows = [r for c in TOKEN_COLUMNS for record, v in table[c].items() for r in _finding_rows(record, c, v)]
     for record, v in table["ICD-10 code"].items():
         for code in icd_codes(v):
-            kind = "disease" if code in DISEASES.index else "other diagnosis" if re.fullmatch(r"[A-Z]\d\d(?:\.\d{1,2})?", code) else "unknown"
+            kind = (
+                "disease"
+                if code in DISEASES.index
+                else "other diagnosis"
+                if re.fullmatch(r"[A-Z]\d\d(?:\.\d{1,2})?", code)
+                else "unknown"
+            )
             rows.append((record, "ICD-10 code", code, kind))
     return pd.DataFrame(rows, columns=["record", "column", "token", "kind"])

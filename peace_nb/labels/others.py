@@ -24,13 +24,25 @@ CPSC = read_table("codes_cpsc.csv").set_index("code")
 @lru_cache
 def _cpsc_alias() -> dict[str, str]:
     "class number, abbreviation, SNOMED concept and name (lower case) -> class number"
-    return {str(x).lower(): c for c, r in CPSC.iterrows() for x in (c, r["abbreviation"], r["snomed"], r["description"])}
+    return {
+        str(x).lower(): c for c, r in CPSC.iterrows() for x in (c, r["abbreviation"], r["snomed"], r["description"])
+    }
 
 def _cpsc_tokens(value: object) -> list[str]:
     "One record's classes: a list, a number or a string joined by commas; blanks and NaN are no class"
-    parts = value.split(",") if isinstance(value, str) else value if isinstance(value, (list, tuple, np.ndarray)) else [value]
+    parts = (
+        value.split(",")
+        if isinstance(value, str)
+        else value
+        if isinstance(value, (list, tuple, np.ndarray))
+        else [value]
+    )
     plain = [str(int(x)) if isinstance(x, (int, float, np.number)) and not pd.isna(x) else x for x in parts]
-    words = [x.strip().lower().removesuffix(".0") for x in plain if isinstance(x, str) and x.strip() and x.strip().lower() != "nan"]
+    words = [
+        x.strip().lower().removesuffix(".0")
+        for x in plain
+        if isinstance(x, str) and x.strip() and x.strip().lower() != "nan"
+    ]
     return [_cpsc_alias().get(w, w) for w in words]
 
 def labels_from_cpsc(
@@ -38,7 +50,9 @@ def labels_from_cpsc(
     strict: bool = False, # raise `PeaceError` on something that is none of the nine classes
 ) -> tuple[pd.DataFrame, Coverage]: # (n, 27) float labels with NaN, and what was mapped
     "Labels from the nine classes of CPSC 2018, in either of its layouts."
-    return map_codes("cpsc", [_cpsc_tokens(v) for v in codes], CPSC, codes.index, silent_labels(CPSC), strict, "CPSC class")
+    return map_codes(
+        "cpsc", [_cpsc_tokens(v) for v in codes], CPSC, codes.index, silent_labels(CPSC), strict, "CPSC class"
+    )
 
 # %% ../../nbs/labels/07_other_vocabularies.ipynb #5f22d8ff
 CHAPMAN = read_table("codes_chapman.csv").set_index("code")
@@ -48,9 +62,13 @@ def labels_from_chapman(
     strict: bool = False, # raise `PeaceError` on an acronym that the table does not know
 ) -> tuple[pd.DataFrame, Coverage]: # (n, 27) float labels with NaN, and what was mapped
     "Labels from the acronyms of Chapman-Shaoxing's first release."
-    rows = [v.split() if isinstance(v, str) else list(v) if isinstance(v, (list, tuple, np.ndarray)) else [] for v in codes]
+    rows = [
+        v.split() if isinstance(v, str) else list(v) if isinstance(v, (list, tuple, np.ndarray)) else [] for v in codes
+    ]
     tokens = [[t.strip().upper() for t in row if isinstance(t, str) and t.strip()] for row in rows]
-    return map_codes("chapman", tokens, CHAPMAN, codes.index, silent_labels(CHAPMAN), strict, "Chapman-Shaoxing acronym")
+    return map_codes(
+        "chapman", tokens, CHAPMAN, codes.index, silent_labels(CHAPMAN), strict, "Chapman-Shaoxing acronym"
+    )
 
 # %% ../../nbs/labels/07_other_vocabularies.ipynb #242a0a46
 LUDB = read_table("codes_ludb.csv").set_index("text")
@@ -66,7 +84,10 @@ def labels_from_ludb(
     strict: bool = False, # raise `PeaceError` on a phrase that the table does not know
 ) -> tuple[pd.DataFrame, Coverage]: # (n, 27) float labels with NaN, and what was mapped
     "Labels from LUDB's phrases, from its table or from the comments of its headers."
-    rows = [v.splitlines() if isinstance(v, str) else list(v) if isinstance(v, (list, tuple, np.ndarray)) else [] for v in texts]
+    rows = [
+        v.splitlines() if isinstance(v, str) else list(v) if isinstance(v, (list, tuple, np.ndarray)) else []
+        for v in texts
+    ]
     tokens = [[_ludb_key(x) for x in row if isinstance(x, str) and x.strip(" .#")] for row in rows]
     return map_codes("ludb", tokens, LUDB, texts.index, silent_labels(LUDB), strict, "LUDB phrase")
 

@@ -29,10 +29,14 @@ _HEDGE = re.compile(
     r"\b(?:possibl[ey]|probabl[ey]|(?:cannot|can't|can not|could not|unable to) (?:rule out|exclude)|rule[- ]out|r/o|consider\w*|suspect\w*|suggest\w*|"
     r"may be|might be|could be|likely|question(?:able)?|borderline|equivocal|versus|vs)\b")
 _HEDGE_AFTER = re.compile(
-    r"^[^,;.]*?(?:\?|\b(?:is|are) (?:possible|probable|likely|suspected|questionable)\b|\b(?:cannot|can not|can't) be (?:excluded|ruled out)\b|\bnot (?:excluded|ruled out)\b|^ ?[-(] ?(?:probable|possible|questionable|borderline|likely)\W*$)")
-_NEGATION = re.compile(r"\b(?:(?:has|have) replaced|no longer (?:in|meets?|shows?|has|have|fulfil\w*)|resolved|no(?! longer)|no evidence (?:of|for)|without|absence of|absent|negative for|not|denies|free of)\b")
+    r"^[^,;.]*?(?:\?|\b(?:is|are) (?:possible|probable|likely|suspected|questionable)\b|\b(?:cannot|can not|can't) be (?:excluded|ruled out)\b|\bnot (?:excluded|ruled out)\b|^ ?[-(] ?(?:probable|possible|questionable|borderline|likely)\W*$)"
+)
+_NEGATION = re.compile(
+    r"\b(?:(?:has|have) replaced|no longer (?:in|meets?|shows?|has|have|fulfil\w*)|resolved|no(?! longer)|no evidence (?:of|for)|without|absence of|absent|negative for|not|denies|free of)\b"
+)
 _NEGATED_AFTER = re.compile(
-    r"^[^,;.]*?\b(?:(?:is|are|was|were|has|have)? ?(?:not|no longer) (?:present|seen|evident|noted|found|observed|visible)|(?:is|are) absent|(?:has|have) (?:resolved|improved|disappeared|normali[sz]ed|cleared)|ruled out)\b")
+    r"^[^,;.]*?\b(?:(?:is|are|was|were|has|have)? ?(?:not|no longer) (?:present|seen|evident|noted|found|observed|visible)|(?:is|are) absent|(?:has|have) (?:resolved|improved|disappeared|normali[sz]ed|cleared)|ruled out)\b"
+)
 _COMPARISON = re.compile(
     r"\b(?:when )?compar\w+ (?:to|with)\b(?: (?:the )?(?:previous|prior|last|earlier)(?: (?:tracing|ecg|ekg|study|report))?)?|\bsince (?:the )?(?:previous|prior|last)(?: (?:tracing|ecg|ekg|study))?|"
     r"\b(?:previous|prior|last|earlier) (?:tracing|ecg|ekg|study|report)|\bpreviously\b|\bno (?:significant |major )?change\b|\bunchanged\b")
@@ -59,7 +63,10 @@ def _scopes(line: str, opener: re.Pattern, end: re.Pattern, lists: bool = False)
 # %% ../../nbs/labels/06_machine_reports.ipynb #c8cfea65
 @lru_cache
 def _compiled_rules() -> list[tuple[re.Pattern, tuple[str, ...], tuple[str, ...], str]]:
-    return [(re.compile(r["pattern"]), tuple(_split(r["labels"])), tuple(_split(r["unknown"])), r["example"]) for _, r in REPORT_RULES.iterrows()]
+    return [
+        (re.compile(r["pattern"]), tuple(_split(r["labels"])), tuple(_split(r["unknown"])), r["example"])
+        for _, r in REPORT_RULES.iterrows()
+    ]
 
 def _matches(line: str) -> list[tuple[re.Match, int]]:
     "(match, rule number) in the order of the rules; matched words are blanked so that later rules cannot see them"
@@ -81,7 +88,13 @@ def _present(text: str) -> str:
 
 def _alternatives(text: str, spans: list[tuple[int, int]]) -> set[int]:
     "Which of the matched stretches stand on either side of a bare *or*"
-    return {i for a, b in spans for c, d in spans if b < c and re.fullmatch(r" (?:or|versus|vs\.?) (?:\w+ )?", text[b:c]) for i in (a, c)}
+    return {
+        i
+        for a, b in spans
+        for c, d in spans
+        if b < c and re.fullmatch(r" (?:or|versus|vs\.?) (?:\w+ )?", text[b:c])
+        for i in (a, c)
+    }
 
 @dataclass(frozen=True)
 class Reading:
@@ -103,15 +116,22 @@ def read_line(
     doubt = _scopes(text, _HEDGE, _DOUBT_END)
     without_doubt = _HEDGE.sub(lambda m: "\0" * len(m[0]), text)          # "can not rule out" is a doubt, not a "not"
     negated = _scopes(without_doubt, _NEGATION, _CLAUSE_END, lists=True)
-    matches = [(m.span(1) if m.re.groups and m.group(1) is not None else m.span(), _compiled_rules()[n]) for m, n in _matches(text)]
+    matches = [
+        (m.span(1) if m.re.groups and m.group(1) is not None else m.span(), _compiled_rules()[n])
+        for m, n in _matches(text)
+    ]
     either = _alternatives(text, [span for span, _ in matches])
     asserted, unknown, rules = set(), set(), []
     for (start, stop), (_, yes, open_, example) in matches:
         rules.append(example)
         doubted = doubt[start] or start in either or bool(_HEDGE_AFTER.search(text[stop:]))
         if negated[start] or (not doubted and _NEGATED_AFTER.search(text[stop:])): continue
-        (unknown if doubted else asserted).update(yes); unknown.update(open_)
-    if "AFLT" in unknown and "AVB23" in asserted: asserted.discard("AVB23"); unknown.add("AVB23")   # the ratio of a doubtful flutter
+        (unknown if doubted else asserted).update(yes)
+        unknown.update(open_)
+    # the ratio of a doubtful flutter
+    if "AFLT" in unknown and "AVB23" in asserted:
+        asserted.discard("AVB23")
+        unknown.add("AVB23")
     if not rules: return Reading(kind="technical" if _TECHNICAL.search(text) else "no rule")
     return Reading(tuple(sorted(asserted)), tuple(sorted(unknown - asserted)), tuple(rules))
 
@@ -150,18 +170,28 @@ def score_statements(
     rows = {}
     for label in labels:
         pairs = [(label in a, label in r.asserted, label in u, label in r.unknown) for (a, u), r in zip(hand, readings)]
-        rows[label] = {"statements": sum(x[0] for x in pairs), "tp": sum(x[0] and x[1] for x in pairs), "fp": sum(x[1] and not x[0] for x in pairs),
-                       "fn": sum(x[0] and not x[1] for x in pairs), "open": sum(x[2] for x in pairs), "open_read": sum(x[2] and x[3] for x in pairs)}
+        rows[label] = {
+            "statements": sum(x[0] for x in pairs), "tp": sum(x[0] and x[1] for x in pairs),
+            "fp": sum(x[1] and not x[0] for x in pairs), "fn": sum(x[0] and not x[1] for x in pairs),
+            "open": sum(x[2] for x in pairs), "open_read": sum(x[2] and x[3] for x in pairs)
+        }
     t = pd.DataFrame(rows).T
     t.loc["all"] = t.sum()
     ratio = lambda a, b: (a / b.where(b > 0)).astype(float)
-    return t.assign(precision=ratio(t["tp"], t["tp"] + t["fp"]), recall=ratio(t["tp"], t["tp"] + t["fn"]), unknown_right=ratio(t["open_read"], t["open"])).drop(columns=["open", "open_read"])
+    return t.assign(
+        precision=ratio(t["tp"], t["tp"] + t["fp"]), recall=ratio(t["tp"], t["tp"] + t["fn"]),
+        unknown_right=ratio(t["open_read"], t["open"])
+    ).drop(columns=["open", "open_read"])
 
 def disagreements(
     table: pd.DataFrame, # columns statement, asserted, unknown
     read=read_line, # statement -> `Reading`
 ) -> pd.DataFrame: # the statements whose asserted or unknown labels were not read exactly, hand-made beside read
     "Where the reading differs from the hand-made labels, in either state."
-    rows = [(s, a, u, ";".join(r.asserted), ";".join(r.unknown), r.kind) for s, a, u in zip(table["statement"], table["asserted"], table["unknown"]) for r in [read(s)]
-            if (set(r.asserted), set(r.unknown)) != (set(_split(a)), set(_split(u)))]
+    rows = [
+        (s, a, u, ";".join(r.asserted), ";".join(r.unknown), r.kind)
+        for s, a, u in zip(table["statement"], table["asserted"], table["unknown"])
+        for r in [read(s)]
+        if (set(r.asserted), set(r.unknown)) != (set(_split(a)), set(_split(u)))
+    ]
     return pd.DataFrame(rows, columns=["statement", "asserted", "unknown", "read_asserted", "read_unknown", "kind"])

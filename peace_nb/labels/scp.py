@@ -36,7 +36,9 @@ def _axis_states(heart_axis: pd.Series | None, n: int) -> np.ndarray:
 def _aligned(column: pd.Series, index: pd.Index) -> pd.Series:
     "The axis column in the order of the statements; refused when it belongs to other records"
     if len(column) != len(index) or not column.index.equals(index):
-        raise PeaceError(f"heart_axis has {len(column)} rows of other records; it must have the index of scp_codes ({len(index)} rows)")
+        raise PeaceError(
+            f"heart_axis has {len(column)} rows of other records; it must have the index of scp_codes ({len(index)} rows)"
+        )
     return column
 
 def labels_from_scp(
@@ -47,7 +49,8 @@ def labels_from_scp(
     "Labels from PTB-XL's SCP-ECG statements and its axis column."
     table = VOCABULARIES["scp"]
     for record, d in zip(scp_codes.index, scp_codes):
-        if isinstance(d, str): raise PeaceError(f"record {record}: scp_codes is a string; parse it with ast.literal_eval first")
+        if isinstance(d, str):
+            raise PeaceError(f"record {record}: scp_codes is a string; parse it with ast.literal_eval first")
     if heart_axis is not None: heart_axis = _aligned(heart_axis, scp_codes.index)
     statements = [list(d.items()) if isinstance(d, dict) else [] for d in scp_codes]
     tokens = [[c for c, _ in row] for row in statements]

@@ -23,12 +23,17 @@ def labels_from_snomed(
 ) -> tuple[pd.DataFrame, Coverage]: # (n, 27) float labels with NaN, and what was mapped
     "Labels from SNOMED CT concepts as the PhysioNet/CinC challenges 2020 and 2021 list them."
     table = VOCABULARIES["snomed"]
-    rows = [v.split(",") if isinstance(v, str) else list(v) if isinstance(v, (list, tuple, np.ndarray)) else [] for v in codes]
+    rows = [
+        v.split(",") if isinstance(v, str) else list(v) if isinstance(v, (list, tuple, np.ndarray)) else []
+        for v in codes
+    ]
     tokens = [[str(t).strip() for t in row if str(t).strip()] for row in rows]
     if strict: refuse_unmatched(tokens, codes.index, table, "SNOMED CT concept")
     vectors = {c: vector(split_cell(r["labels"]), split_cell(r["unknown"])) for c, r in table.iterrows()}
     annotated = np.array([len(t) > 0 for t in tokens], bool)
-    frame = to_frame(combine(tokens, lambda c: vectors.get(c, np.zeros(K, np.uint8))), codes.index, annotated, inexpressible)
+    frame = to_frame(
+        combine(tokens, lambda c: vectors.get(c, np.zeros(K, np.uint8))), codes.index, annotated, inexpressible
+    )
     return frame, coverage_of("snomed", tokens, table, frame, annotated)
 
 # %% ../../nbs/labels/05_snomed.ipynb #244c4c82
@@ -42,21 +47,28 @@ def cinc_source(
     if not m: return ""
     if m[1] == "JS": return "chapman_shaoxing" if int(m[2]) <= 10646 else "ningbo"
     if m[1] == "S" and len(m[2]) == 5: return "ningbo"      # S23074, a record of Ningbo that lost its J
-    return {"A": "cpsc_2018", "Q": "cpsc_2018_extra", "I": "st_petersburg_incart", "S": "ptb", "HR": "ptb-xl", "E": "georgia"}[m[1]]
+    return {
+        "A": "cpsc_2018", "Q": "cpsc_2018_extra", "I": "st_petersburg_incart", "S": "ptb", "HR": "ptb-xl",
+        "E": "georgia"
+    }[m[1]]
 
 # %% ../../nbs/labels/05_snomed.ipynb #19c9f07f
 def _cinc_table(source: str | None) -> tuple[pd.DataFrame, tuple[str, ...]]:
     "The code table of one source with its special row, and the labels on which it is silent"
     table = VOCABULARIES["snomed"].copy()
     if not source: return table, ("NORM",)
-    if source not in CINC_SOURCES.index: raise PeaceError(f"there is no challenge source {source!r}; known are {', '.join(CINC_SOURCES.index)}")
+    if source not in CINC_SOURCES.index:
+        raise PeaceError(f"there is no challenge source {source!r}; known are {', '.join(CINC_SOURCES.index)}")
     row = CINC_SOURCES.loc[source]
-    if row["code"]: table.loc[row["code"], ["labels", "unknown", "reason"]] = row["labels"], row["unknown"], row["reason"]
+    if row["code"]:
+        table.loc[row["code"], ["labels", "unknown", "reason"]] = row["labels"], row["unknown"], row["reason"]
     return table, LABELS if row["silent"] == "*" else tuple(split_cell(row["silent"]))
 
 def _concepts(value: object) -> list[str]:
     "A list of concept ids, or one string joined by commas"
-    parts = value.split(",") if isinstance(value, str) else value if isinstance(value, (list, tuple, np.ndarray)) else []
+    parts = (
+        value.split(",") if isinstance(value, str) else value if isinstance(value, (list, tuple, np.ndarray)) else []
+    )
     return [str(x).strip() for x in parts if str(x).strip()]
 
 # %% ../../nbs/labels/05_snomed.ipynb #d3a59428
@@ -66,17 +78,25 @@ def labels_from_cinc(
     strict: bool = False, # raise `PeaceError` on an unknown concept instead of counting it
 ) -> tuple[pd.DataFrame, Coverage]: # (n, 27) float labels with NaN, and what was mapped
     "Labels of the PhysioNet/CinC challenges 2020 and 2021, each source by what it can say."
-    if isinstance(source, pd.Series) and not source.index.equals(codes.index): raise PeaceError("source must have the index of codes")
-    of = np.array([s if isinstance(s, str) else "" for s in (source if isinstance(source, pd.Series) else [source] * len(codes))], object)
+    if isinstance(source, pd.Series) and not source.index.equals(codes.index):
+        raise PeaceError("source must have the index of codes")
+    of = np.array(
+        [s if isinstance(s, str) else "" for s in (source if isinstance(source, pd.Series) else [source] * len(codes))],
+        object
+    )
     tokens = [_concepts(v) for v in codes]
     values = np.full((len(codes), K), np.nan)
     for name in dict.fromkeys(of):
         here = np.flatnonzero(of == name)
         table, silent = _cinc_table(name)
-        values[here] = map_codes("snomed", [tokens[i] for i in here], table, codes.index[here], silent, strict, "SNOMED CT concept")[0].to_numpy()
+        values[here] = map_codes(
+            "snomed", [tokens[i] for i in here], table, codes.index[here], silent, strict, "SNOMED CT concept"
+        )[0].to_numpy()
     frame = pd.DataFrame(values, index=codes.index, columns=list(LABELS))
     annotated = np.array([len(t) > 0 for t in tokens], bool)
     return frame, coverage_of("snomed", tokens, VOCABULARIES["snomed"], frame, annotated)
 
 # %% ../../nbs/labels/05_snomed.ipynb #aff86aa5
-EQUIVALENT = (("733534002", "164909002"), ("713427006", "59118001"), ("284470004", "63593006"), ("427172004", "17338001"))
+EQUIVALENT = (
+    ("733534002", "164909002"), ("713427006", "59118001"), ("284470004", "63593006"), ("427172004", "17338001")
+)

@@ -69,7 +69,9 @@ def _flutter_ratio(states: np.ndarray) -> np.ndarray:
     return states
 
 # %% ../../nbs/labels/02_states.ipynb #1e7aa636
-def to_frame(states: np.ndarray, index: pd.Index, annotated: np.ndarray, inexpressible: Iterable[str] = ()) -> pd.DataFrame:
+def to_frame(
+    states: np.ndarray, index: pd.Index, annotated: np.ndarray, inexpressible: Iterable[str] = ()
+) -> pd.DataFrame:
     "(n, 27) states -> float labels; rows without annotation and labels the source cannot express are NaN"
     states = _flutter_ratio(states)
     values = np.array([0.0, np.nan, 1.0])[states]
@@ -82,20 +84,24 @@ def label_counts(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({"positive": (frame == 1).sum(), "negative": (frame == 0).sum(), "missing": frame.isna().sum()})
 
 # %% ../../nbs/labels/02_states.ipynb #d66dfc81
-def coverage_of(source: str, tokens: Sequence[Sequence[str]], table: pd.DataFrame, frame: pd.DataFrame, annotated: np.ndarray) -> Coverage:
+def coverage_of(
+    source: str, tokens: Sequence[Sequence[str]], table: pd.DataFrame, frame: pd.DataFrame, annotated: np.ndarray
+) -> Coverage:
     "Count what became of every token, given the table that says so."
     n = pd.Series([x for t in tokens for x in t], dtype=object).value_counts()
     known = n[n.index.isin(table.index)]
     codes = table.loc[known.index, ["labels", "unknown", "reason"]]
     fate = np.select([codes["labels"] != "", codes["unknown"] != ""], ["mapped", "made unknown"], "set aside")
-    codes.insert(0, "n", known.to_numpy()); codes.insert(1, "fate", fate)
+    codes.insert(0, "n", known.to_numpy())
+    codes.insert(1, "fate", fate)
     unmatched = n[~n.index.isin(table.index)].rename("n")
     return Coverage(source, len(frame), int((~annotated).sum()), codes, unmatched, label_counts(frame))
 
 def refuse_unmatched(tokens: Sequence[Sequence[str]], index: pd.Index, table: pd.DataFrame, what: str) -> None:
     for record, row in zip(index, tokens):
         for token in row:
-            if token not in table.index: raise PeaceError(f"record {record}: {what} {token!r} is not in the label tables")
+            if token not in table.index:
+                raise PeaceError(f"record {record}: {what} {token!r} is not in the label tables")
 
 # %% ../../nbs/labels/02_states.ipynb #3f85a776
 def silent_labels(
@@ -105,7 +111,10 @@ def silent_labels(
     said = {label for cell in table["labels"] for label in split_cell(cell)}
     return tuple(label for label in LABELS if label not in said)
 
-def map_codes(source: str, tokens: Sequence[Sequence[str]], table: pd.DataFrame, index: pd.Index, silent: Sequence[str], strict: bool, what: str) -> tuple[pd.DataFrame, Coverage]:
+def map_codes(
+    source: str, tokens: Sequence[Sequence[str]], table: pd.DataFrame, index: pd.Index, silent: Sequence[str],
+    strict: bool, what: str
+) -> tuple[pd.DataFrame, Coverage]:
     "Tokens of each record -> labels and coverage; silence on the labels of `silent` is NaN"
     if strict:
         for record, row in zip(index, tokens):

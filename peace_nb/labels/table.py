@@ -35,10 +35,12 @@ def check_tables() -> None:
     "Raise `PeaceError` on the first row that names an unknown label, or maps nothing and gives no reason."
     tables = {**VOCABULARIES, "report": REPORT_RULES.set_index("pattern"), "heart_axis": HEART_AXIS}
     for name, table in tables.items():
-        if table.index.has_duplicates: raise PeaceError(f"table {name}: {table.index[table.index.duplicated()][0]!r} has two rows")
+        if table.index.has_duplicates:
+            raise PeaceError(f"table {name}: {table.index[table.index.duplicated()][0]!r} has two rows")
         for code, row in table.iterrows():
             bad = set(split_cell(row["labels"]) + split_cell(row["unknown"])) - set(LABELS)
             if bad: raise PeaceError(f"table {name}: {code!r} names {sorted(bad)}, which is not a label")
-            if not row["labels"] and not row["reason"]: raise PeaceError(f"table {name}: {code!r} maps to nothing and gives no reason")
+            if not row["labels"] and not row["reason"]:
+                raise PeaceError(f"table {name}: {code!r} maps to nothing and gives no reason")
     for pattern in REPORT_RULES["pattern"]:
         if re.search(pattern, ""): raise PeaceError(f"table report: {pattern!r} matches a line without words")

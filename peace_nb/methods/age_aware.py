@@ -22,7 +22,8 @@ from ..models.peace import PEACE, compose_axes, label_positions
 from ..settings import PeaceError
 
 # %% ../../nbs/methods/14_age_aware.ipynb #2caa4f18
-AGE_LABELS = ("STACH", "SBRAD", "AVB1", "RAD", "LAD", "LVH", "RVH", "LVHV", "QWAVE", "LQT")   # read against limits that move with age
+# read against limits that move with age
+AGE_LABELS = ("STACH", "SBRAD", "AVB1", "RAD", "LAD", "LVH", "RVH", "LVHV", "QWAVE", "LQT")
 
 # %% ../../nbs/methods/14_age_aware.ipynb #af4fc25d
 YOUNGEST, OLDEST, BUMPS = 0.02, 100.0, 12   # years; a week is added to every age before the logarithm
@@ -55,7 +56,8 @@ class AgeFiLM(nn.Module):
         super().__init__()
         if not 0 <= dropout <= 1: raise PeaceError(f"age_dropout is {dropout}, but it must lie between 0 and 1.")
         self.dropout, self.weight = dropout, nn.Parameter(torch.zeros(bumps, 2 * d))
-        self.register_buffer("seen", torch.tensor([math.inf, -math.inf]))   # youngest and oldest age of the training, years
+        # youngest and oldest age of the training, years
+        self.register_buffer("seen", torch.tensor([math.inf, -math.inf]))
 
     def known(self, age_years: torch.Tensor) -> torch.Tensor:
         "(B,) which ages may be read."
@@ -78,7 +80,10 @@ class AgeFiLM(nn.Module):
 def remember(self: AgeFiLM, age_years: torch.Tensor):
     "Widen the range of ages that were trained with."
     known = age_years[~age_years.isnan()].to(self.seen)
-    if len(known): self.seen.copy_(torch.stack([torch.minimum(self.seen[0], known.min()), torch.maximum(self.seen[1], known.max())]))
+    if len(known):
+        self.seen.copy_(
+            torch.stack([torch.minimum(self.seen[0], known.min()), torch.maximum(self.seen[1], known.max())])
+        )
 
 @patch
 def forget(self: AgeFiLM, age_years: torch.Tensor) -> torch.Tensor:
@@ -99,7 +104,9 @@ def split_bands(
 ) -> torch.Tensor:  # (K, populations, A, dim)
     "One block of descriptors a population; `PeaceError` when they cannot be divided."
     if embeddings.shape[1] % len(POPULATIONS):
-        raise PeaceError(f"There are {embeddings.shape[1]} descriptors a label, which cannot be divided among {len(POPULATIONS)} populations.")
+        raise PeaceError(
+            f"There are {embeddings.shape[1]} descriptors a label, which cannot be divided among {len(POPULATIONS)} populations."
+        )
     return embeddings.unflatten(1, (len(POPULATIONS), -1))
 
 # %% ../../nbs/methods/14_age_aware.ipynb #9fef682d
@@ -130,7 +137,8 @@ class BandComposer(KnowledgeComposer):
         "Axis tokens (B, A, d) of records that share a band, from their labels (B, K)."
         descriptors = lambda project: torch.einsum("kae,aed->kad", self.bands[:, band], project)
         tokens = torch.einsum("bk,kad->bad", label_share(labels), descriptors(self.project))
-        if self.deny is not None: tokens = tokens + torch.einsum("bk,kad->bad", label_share(1 - labels), descriptors(self.deny))
+        if self.deny is not None:
+            tokens = tokens + torch.einsum("bk,kad->bad", label_share(1 - labels), descriptors(self.deny))
         return tokens
 
 # %% ../../nbs/methods/14_age_aware.ipynb #13a74a20
@@ -159,7 +167,7 @@ class AgeAwarePEACE(PEACE):
         age: bool = True,  # modulate the encoder's tokens by the age
         bands: bool = False,  # describe labels in the words of the record's age band
         age_dropout: float = 0.3,  # share of ages forgotten in training
-        axes: str = "three",  # as PEACE's: "fused" for one text a label
+        axes: str = "three",  # as PEACE's: "fused" for one text per label
         negatives: bool = False,  # as PEACE's
         **cfg,  # PEACE's other settings
     ):
@@ -170,8 +178,11 @@ class AgeAwarePEACE(PEACE):
 
     def describe_bands(self, every: torch.Tensor, axes: str, negatives: bool):
         "Replace the composer by one that knows every band, with the same weights."
-        old, blocks = self.knowledge.compose, torch.stack([compose_axes(every[:, p], axes) for p in range(every.shape[1])], 1)
-        with torch.random.fork_rng(devices=[]): new = BandComposer(blocks, old.project.shape[-1], old.fuse[-1].out_features, negatives)
+        old, blocks = (
+            self.knowledge.compose, torch.stack([compose_axes(every[:, p], axes) for p in range(every.shape[1])], 1)
+        )
+        with torch.random.fork_rng(devices=[]):
+            new = BandComposer(blocks, old.project.shape[-1], old.fuse[-1].out_features, negatives)
         new.load_state_dict(old.state_dict(), strict=False)
         self.knowledge.compose = new
 
@@ -233,14 +244,19 @@ def restrict(
     return new
 
 # %% ../../nbs/methods/14_age_aware.ipynb #b8b0336a
-AGE_METHODS = {"PEACE-age": dict(age=True), "PEACE-bands": dict(age=False, bands=True), "PEACE-age-bands": dict(age=True, bands=True)}   # name → switches
+# name → switches
+AGE_METHODS = {
+    "PEACE-age": dict(age=True), "PEACE-bands": dict(age=False, bands=True),
+    "PEACE-age-bands": dict(age=True, bands=True)
+}
 
 def _register_age_aware(name: str, switches: dict):
     "Make a pair of switches known under a name."
     texts = band_texts if switches.get("bands") else knowledge_texts
     @builder(name, texts=texts)
     def build(encoder, labels, embeddings=None, **cfg):
-        if embeddings is None: raise PeaceError(f"{name} needs descriptor embeddings: pass those of method_texts({name!r}, labels).")
+        if embeddings is None:
+            raise PeaceError(f"{name} needs descriptor embeddings: pass those of method_texts({name!r}, labels).")
         return AgeAwarePEACE(encoder, embeddings, labels, **{**cfg, **switches})
 
 for _name, _switches in AGE_METHODS.items(): _register_age_aware(_name, _switches)

@@ -24,7 +24,12 @@ def joined(
     "Target and source end to end."
     sides = (batch, batch["source"])
     signals, mask, labels = (torch.cat([side[key] for side in sides]) for key in ("signals", "mask", "labels"))
-    domain = torch.cat([torch.full((len(side["signals"]),), float(i), device=signals.device) for i, side in ((1, sides[0]), (0, sides[1]))])
+    domain = torch.cat(
+        [
+            torch.full((len(side["signals"]),), float(i), device=signals.device)
+            for i, side in ((1, sides[0]), (0, sides[1]))
+        ]
+    )
     return signals, mask, labels, domain
 
 class DomainAdapted(LinearHead):
@@ -95,7 +100,8 @@ class DANN(DomainAdapted):
 
     def gap(self, pooled, logits, domain, progress) -> tuple:
         "The domain head's cross-entropy behind the reversal, and what is logged."
-        if self.adversary is None: raise PeaceError(f"{self.name} has no domain head yet: adapt the copy that adapting(labels) gives.")
+        if self.adversary is None:
+            raise PeaceError(f"{self.name} has no domain head yet: adapt the copy that adapting(labels) gives.")
         strength = self.lam * reversal_strength(progress, self.rate)
         guess = self.adversary(Reverse.apply(pooled, strength)).squeeze(1).float()
         loss = F.binary_cross_entropy_with_logits(guess, domain)

@@ -85,9 +85,13 @@ class ReportDecoder(nn.Module):
         length: int = 64,  # words and signs of the longest report
     ):
         super().__init__()
-        self.words, self.place = nn.Embedding(vocabulary, width, padding_idx=PAD), nn.Parameter(0.02 * torch.randn(length, width))
+        self.words, self.place = (
+            nn.Embedding(vocabulary, width, padding_idx=PAD), nn.Parameter(0.02 * torch.randn(length, width))
+        )
         nn.init.normal_(self.words.weight, std=0.02)
-        layer = lambda: nn.TransformerDecoderLayer(width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True)
+        layer = lambda: nn.TransformerDecoderLayer(
+            width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
         self.layers = nn.ModuleList(layer() for _ in range(depth))
         self.norm, self.out = nn.LayerNorm(width), nn.Linear(width, vocabulary)
 
@@ -139,13 +143,16 @@ class MELP(PromptScorer):
         start: str = "prompts",  # of the linear head that is fine-tuned: "prompts" or "random"
     ):
         super().__init__(encoder, prompts, labels, tau)
-        if start not in ("prompts", "random"): raise PeaceError(f"A head cannot start from {start!r}: choose 'prompts' or 'random'.")
+        if start not in ("prompts", "random"):
+            raise PeaceError(f"A head cannot start from {start!r}: choose 'prompts' or 'random'.")
         self.start, self.weights, dim = start, dict(clip=clip, caption=caption, beat=beat), prompts.shape[-1]
         self.pool, self.out = Collector(encoder.d, d_align, beats), nn.Linear(d_align, d_align, bias=False)
         self.start_centre(d_align)
         self.read = nn.Sequential(RootScale(), nn.Linear(dim, d_align), nn.GELU(), nn.Linear(d_align, d_align))
         self.read_sentence = nn.Sequential(RootScale(), nn.Linear(dim, d_align))
-        self.look, self.decoder = Collector(encoder.d, width, looks), ReportDecoder(vocabulary, width, depth, length=length)
+        self.look, self.decoder = (
+            Collector(encoder.d, width, looks), ReportDecoder(vocabulary, width, depth, length=length)
+        )
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         "The ECG's vector (B, d_align): the mean of its beats, not yet of unit length."
@@ -156,10 +163,19 @@ class MELP(PromptScorer):
 def words_of_batch(self: MELP, batch: dict) -> torch.Tensor:
     "The batch's words; `PeaceError` where they are not there or do not fit the decoder."
     for key in ("tokens", "sentences", "sentence_mask"):
-        if key not in batch: raise PeaceError(f"{self.name} learns from words and sentences, but its training data carry no {key!r}; wrap them in ReportDataset.")
+        if key not in batch:
+            raise PeaceError(
+                f"{self.name} learns from words and sentences, but its training data carry no {key!r}; wrap them in ReportDataset."
+            )
     words, (size, length) = batch["tokens"], (self.decoder.words.num_embeddings, len(self.decoder.place))
-    if int(words.max()) >= size: raise PeaceError(f"{self.name} can write {size} words, but a report holds word number {int(words.max())}; set vocabulary higher.")
-    if words.shape[1] > length + 1: raise PeaceError(f"{self.name} can write {length} words, but reports are {words.shape[1]} long; set length higher.")
+    if int(words.max()) >= size:
+        raise PeaceError(
+            f"{self.name} can write {size} words, but a report holds word number {int(words.max())}; set vocabulary higher."
+        )
+    if words.shape[1] > length + 1:
+        raise PeaceError(
+            f"{self.name} can write {length} words, but reports are {words.shape[1]} long; set length higher."
+        )
     return words
 
 @patch

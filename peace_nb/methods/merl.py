@@ -33,12 +33,17 @@ class MERL(PromptScorer):
         start: str = "prompts",  # of the linear head that is fine-tuned: "prompts" or "random"
     ):
         super().__init__(encoder, prompts, labels, tau)
-        if start not in ("prompts", "random"): raise PeaceError(f"A head cannot start from {start!r}: choose 'prompts' or 'random'.")
+        if start not in ("prompts", "random"):
+            raise PeaceError(f"A head cannot start from {start!r}: choose 'prompts' or 'random'.")
         self.uni, self.start, dim = uni, start, prompts.shape[-1]
-        self.enter, self.pool, self.out = nn.Linear(encoder.d, d_align), AttentionPool(d_align), nn.Linear(d_align, d_align)
+        self.enter, self.pool, self.out = (
+            nn.Linear(encoder.d, d_align), AttentionPool(d_align), nn.Linear(d_align, d_align)
+        )
         self.read = nn.Sequential(RootScale(), nn.Linear(dim, d_align), nn.GELU(), nn.Linear(d_align, d_align))
         self.start_centre(d_align)
-        self.view1, self.view2 = (nn.Sequential(nn.Linear(d_align, d_align, bias=False), nn.Dropout(dropout)) for _ in range(2))
+        self.view1, self.view2 = (
+            nn.Sequential(nn.Linear(d_align, d_align, bias=False), nn.Dropout(dropout)) for _ in range(2)
+        )
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         "The ECG's vector (B, d_align), not yet of unit length."
@@ -78,7 +83,8 @@ class METS(PromptScorer):
         start: str = "prompts",  # of the linear head that is fine-tuned: "prompts" or "random"
     ):
         super().__init__(encoder, prompts, labels, tau)
-        if start not in ("prompts", "random"): raise PeaceError(f"A head cannot start from {start!r}: choose 'prompts' or 'random'.")
+        if start not in ("prompts", "random"):
+            raise PeaceError(f"A head cannot start from {start!r}: choose 'prompts' or 'random'.")
         self.start, self.read = start, nn.Identity()
         self.pool, self.out = AttentionPool(encoder.d), nn.Linear(encoder.d, prompts.shape[-1])
         self.start_centre(prompts.shape[-1])
@@ -100,7 +106,8 @@ def loss(self: METS, batch: dict, progress: float) -> dict:
 def _aligned(cls, name: str):
     "A builder of `cls`, or of what is fine-tuned from it"
     def build(encoder, labels, embeddings=None, head="prompts", **cfg):
-        if head not in ("prompts", "linear"): raise PeaceError(f"{name} has no head {head!r}: choose 'prompts' or 'linear'.")
+        if head not in ("prompts", "linear"):
+            raise PeaceError(f"{name} has no head {head!r}: choose 'prompts' or 'linear'.")
         method = cls(encoder, embeddings, labels, **cfg)
         return method if head == "prompts" else AlignedHead(method, labels, method.out.out_features, name)
     return build

@@ -42,7 +42,10 @@ def knowledge_prompts(
     labels: tuple,  # K label ids
 ) -> list:  # K rows of one text
     "The name of each label and what the knowledge file says about it, in lower case."
-    return [[" ".join([f"{name}.", *texts]).lower()] for [name], texts in zip(label_prompts(labels), load_knowledge().texts(labels, "adult"))]
+    return [
+        [" ".join([f"{name}.", *texts]).lower()]
+        for [name], texts in zip(label_prompts(labels), load_knowledge().texts(labels, "adult"))
+    ]
 
 # %% ../../nbs/methods/06_prompts.ipynb #6d26bfca
 class PromptScorer(nn.Module):
@@ -56,7 +59,8 @@ class PromptScorer(nn.Module):
     ):
         super().__init__()
         if prompts is None: raise PeaceError("This method scores by prompts: it needs their embeddings.")
-        if len(prompts) != len(labels): raise PeaceError(f"There are prompts for {len(prompts)} labels, but the model has {len(labels)}.")
+        if len(prompts) != len(labels):
+            raise PeaceError(f"There are prompts for {len(prompts)} labels, but the model has {len(labels)}.")
         self.encoder, self.labels, self.tau = encoder, tuple(labels), tau
         self.register_buffer("prompts", prompts.detach().clone().float())
 
@@ -102,7 +106,8 @@ def reports_of(
     name: str,  # of the method, for the message
 ) -> tuple:  # report vectors (B, dim), known (B,) bool
     "The reports of a training batch; `PeaceError` where the data carry none."
-    if "report" not in batch: raise PeaceError(f"{name} learns from reports, but its training data carry none; wrap them in ReportDataset.")
+    if "report" not in batch:
+        raise PeaceError(f"{name} learns from reports, but its training data carry none; wrap them in ReportDataset.")
     return batch["report"], batch["report_known"].bool()
 
 # %% ../../nbs/methods/06_prompts.ipynb #d5e9e90f

@@ -23,7 +23,7 @@ class Method(Protocol):
     labels: tuple
     config: dict
     def loss(self, batch: dict, progress: float) -> dict: ...
-    def predict(self, signals: "torch.Tensor", mask: "torch.Tensor | None" = None) -> "torch.Tensor": ...
+    def predict(self, signals, mask=None): ...  # (B, 12, T), (B, 12) → logits (B, K)
     def restrict(self, labels: tuple) -> "Method": ...
 
 # %% ../../nbs/methods/01_registry.ipynb #352cad6d
@@ -43,7 +43,8 @@ class Registered:
     @property
     def build(self) -> Callable: return _builder(self)[0]  # (encoder, labels, embeddings, **cfg) → method
     @property
-    def texts(self) -> Callable | None: return _builder(self)[1] if self.taught else None  # labels → (K, A) nested list of texts
+    def texts(self) -> Callable | None:
+        return _builder(self)[1] if self.taught else None  # labels → (K, A) nested list of texts
 
 # %% ../../nbs/methods/01_registry.ipynb #f6baadfa
 METHODS = {row.name: row for row in (
@@ -78,7 +79,10 @@ def builder(
 ):
     "Decorator: this function builds the method `name`."
     def add(build):
-        if METHODS[name].taught != (texts is not None): raise PeaceError(f"The method {name} is {'' if METHODS[name].taught else 'not '}taught with texts, says the registry; its builder says otherwise.")
+        if METHODS[name].taught != (texts is not None):
+            raise PeaceError(
+                f"The method {name} is {'' if METHODS[name].taught else 'not '}taught with texts, says the registry; its builder says otherwise."
+            )
         BUILDERS[name] = (build, texts)
         return build
     return add
@@ -95,7 +99,8 @@ def register_method(
 def _builder(row: Registered) -> tuple:
     "(builder, texts) of a method, from the module that holds them."
     if row.name not in BUILDERS and row.module: importlib.import_module(f"peace_nb.methods.{row.module}")
-    if row.name not in BUILDERS: raise PeaceError(f"The method {row.name} has no builder in peace_nb.methods.{row.module}.")
+    if row.name not in BUILDERS:
+        raise PeaceError(f"The method {row.name} has no builder in peace_nb.methods.{row.module}.")
     return BUILDERS[row.name]
 
 # %% ../../nbs/methods/01_registry.ipynb #139f9426
@@ -127,7 +132,7 @@ def build_method(
     labels: tuple,  # K label ids
     encoder: str | dict = "small",  # a size, or the arguments of `build_encoder`
     seed: int = 0,  # of every initial weight
-    embeddings: "torch.Tensor | None" = None,  # (K, A, dim) of `method_texts`, for methods that are taught with texts
+    embeddings=None,  # (K, A, dim) of `method_texts`, for methods that are taught with texts
     embedding_shape: tuple | None = None,  # (A, dim), instead of them, when weights are loaded afterwards
     **cfg,  # the method's own settings
 ):  # a `Method`
@@ -147,5 +152,7 @@ def build_method(
     method.name, method.adapts_unlabelled = name, known.adapts_unlabelled
     method.reads_reports, method.reads_source = known.reads_reports, known.reads_source
     method.reads_age, method.trained = known.reads_age, known.trained
-    method.config = dict(name=name, labels=list(labels), encoder=backbone.config, seed=seed, embedding_shape=shape, **cfg)
+    method.config = dict(
+        name=name, labels=list(labels), encoder=backbone.config, seed=seed, embedding_shape=shape, **cfg
+    )
     return method

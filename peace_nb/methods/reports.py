@@ -30,7 +30,8 @@ def split_report(
     report: object,  # a string, a list of lines, or nothing
 ) -> list:  # of sentences
     "The sentences of one report, in order; an empty list where there is none."
-    if isinstance(report, (list, tuple, np.ndarray)): report = "\n".join(str(line) for line in report if isinstance(line, str))
+    if isinstance(report, (list, tuple, np.ndarray)):
+        report = "\n".join(str(line) for line in report if isinstance(line, str))
     if not isinstance(report, str): return []
     parts = (" ".join(part.split()) for part in _END.split(report))
     return [part for part in parts if any(c.isalnum() for c in part)]
@@ -84,7 +85,10 @@ def embed_unique(
 ) -> tuple:  # vectors (1 + U, dim), and for each text its row; row 0 is zeros
     "Vectors of the different texts, sorted, below a row of zeros that stands for no text. Raises `PeaceError` where there is no text at all."
     unique = sorted(set(texts))
-    if not unique: raise PeaceError("no report of the training records holds any text, so a method that reads reports has nothing to learn from")
+    if not unique:
+        raise PeaceError(
+            "no report of the training records holds any text, so a method that reads reports has nothing to learn from"
+        )
     parts = [embed_texts(unique[i: i + piece], model, cache, local_only) for i in range(0, len(unique), piece)]
     vectors = torch.cat([torch.zeros(1, parts[0].shape[1]), *parts])
     row = {t: i + 1 for i, t in enumerate(unique)}
@@ -133,8 +137,13 @@ def build(cls: Reports,
     sentence, sentence_at = _sentence_table(split, max_sentences, model, cache, local_only)
     documents = [words_of(s) for s in split]
     vocabulary = tuple(vocabulary or build_vocabulary(documents))
-    tokens = np.stack([encode_words(d, vocabulary, max_tokens) if d else np.zeros(max_tokens, np.int64) for d in [*documents, []]])
-    content = [model_identity(model, local_only), list(ids), [". ".join(s) for s in split], vocabulary, max_sentences, max_tokens]
+    tokens = np.stack(
+        [encode_words(d, vocabulary, max_tokens) if d else np.zeros(max_tokens, np.int64) for d in [*documents, []]]
+    )
+    content = [
+        model_identity(model, local_only), list(ids), [". ".join(s) for s in split], vocabulary, max_sentences,
+        max_tokens
+    ]
     fingerprint = hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
     return cls(ids, whole, whole_at, sentence, sentence_at, tokens, vocabulary, fingerprint)
 
@@ -144,7 +153,8 @@ def _sentence_table(split: list, width: int, model, cache, local_only) -> tuple:
     table, at = np.zeros((len(split) + 1, width), np.int64), 0
     for i, s in enumerate(split):
         n = min(len(s), width)
-        table[i, :n] = rows[at: at + n]; at += n
+        table[i, :n] = rows[at : at + n]
+        at += n
     return vectors, table
 
 # %% ../../nbs/methods/05_reports.ipynb #0d501bbb
@@ -181,7 +191,8 @@ class ReportDataset(StoreDataset):
         self.__dict__.update(base.__dict__)
         self.base, self.reports, self.wanted = base, reports, tuple(wanted)
         self.report_rows = reports.rows(base.store.table.index)
-        if not (self.report_rows[base.indices] < len(reports)).any(): raise PeaceError("none of these records has a report: are they of another cohort?")
+        if not (self.report_rows[base.indices] < len(reports)).any():
+            raise PeaceError("none of these records has a report: are they of another cohort?")
         self.fingerprint = f"{base.store.fingerprint}+{reports.fingerprint}"
 
     def __getitems__(self, positions) -> dict:

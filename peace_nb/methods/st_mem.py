@@ -94,7 +94,9 @@ class TokenDecoder(nn.Module):
     ):
         super().__init__()
         self.enter, self.lead = nn.Linear(d, width), nn.Parameter(torch.randn(12, width))
-        self.mix = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, width), nn.GELU())
+        self.mix = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, width), nn.GELU()
+        )
         self.out = nn.Linear(width, PATCH)
 
     def forward(self, tokens: torch.Tensor, n: int) -> torch.Tensor:
@@ -119,8 +121,12 @@ class STMEM(LinearHead):
         seconds: float = 10.0,  # that a recording lasts
     ):
         super().__init__(encoder, labels)
-        if not 0 <= reconstruct < 1: raise PeaceError(f"ST-MEM: reconstruct is {reconstruct}; it must be at least 0, and below 1 so that a classifier is learned too.")
-        if not 0 <= mask_ratio < 1: raise PeaceError(f"ST-MEM: mask_ratio is {mask_ratio}; it must be at least 0 and below 1.")
+        if not 0 <= reconstruct < 1:
+            raise PeaceError(
+                f"ST-MEM: reconstruct is {reconstruct}; it must be at least 0, and below 1 so that a classifier is learned too."
+            )
+        if not 0 <= mask_ratio < 1:
+            raise PeaceError(f"ST-MEM: mask_ratio is {mask_ratio}; it must be at least 0 and below 1.")
         self.reconstruct, self.mask_ratio, self.seconds, self.decoder = reconstruct, mask_ratio, seconds, None
         if not reconstruct: return
         self.decoder = (PatchDecoder(encoder.d, decoder_width or 256, decoder_depth) if isinstance(encoder, STMEMViT)

@@ -48,7 +48,8 @@ def forward(
     "Compose the descriptors of each record's positive labels."
     descriptors = lambda project: torch.einsum("kae,aed->kad", self.embeddings, project)
     tokens = torch.einsum("bk,kad->bad", label_share(labels), descriptors(self.project))
-    if self.deny is not None: tokens = tokens + torch.einsum("bk,kad->bad", label_share(1 - labels), descriptors(self.deny))
+    if self.deny is not None:
+        tokens = tokens + torch.einsum("bk,kad->bad", label_share(1 - labels), descriptors(self.deny))
     return tokens, F.normalize(self.fuse(tokens.flatten(1)).float(), dim=-1)
 
 # %% ../../nbs/models/05_alignment.ipynb #f761f36a

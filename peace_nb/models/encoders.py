@@ -77,7 +77,9 @@ ENCODER_SIZES = {
     "tiny": dict(widths=(16, 24, 32, 48), depths=(1, 1, 1, 1), kernels=(7, 5, 5, 5), stem=(15, 4)),
     "small": dict(widths=(32, 64, 128, 192), depths=(1, 1, 1, 2), kernels=(7, 5, 5, 5), stem=(15, 4)),
     "base": dict(widths=(64, 128, 192, 256), depths=(2, 2, 2, 2), kernels=(7, 5, 5, 5), stem=(15, 4)),
-    "paper": dict(widths=(256, 384, 512, 768), depths=(3, 4, 23, 3), kernels=(5, 5, 5, 5), stem=(15, 4), block=Bottleneck),
+    "paper": dict(
+        widths=(256, 384, 512, 768), depths=(3, 4, 23, 3), kernels=(5, 5, 5, 5), stem=(15, 4), block=Bottleneck
+    ),
 }
 
 # %% ../../nbs/models/02_encoders.ipynb #7a723a0b

@@ -113,9 +113,9 @@ def forward(
 def keep_rows(
     module: nn.Module,  # changed in place
     at: list,  # positions of the labels that stay, in the order wanted
-    names: tuple = ("queries", "weight", "bias"),  # its parameters with a row a label
+    names: tuple = ("queries", "weight", "bias"),  # its parameters with one row per label
 ):
-    "Keep only some labels' rows of the parameters that have a row a label."
+    "Keep only some labels' rows of the parameters that have one row per label."
     for name in names: setattr(module, name, nn.Parameter(getattr(module, name).detach()[at].clone()))
 
 @patch

@@ -84,19 +84,28 @@ class PEACE(nn.Module):
         self.beta, self.lam, self.weighting, self.lsbc = beta, lam, weighting, lsbc
         start = text_queries(embeddings, d) if text and queries == "text" else None
         self.enter = nn.Linear(encoder.d, d)
-        self.lqn = LabelQueryNetwork(len(labels), d, depth, heads, dropout=dropout, queries=start) if lqn else PooledHead(len(labels), d)
+        self.lqn = (
+            LabelQueryNetwork(len(labels), d, depth, heads, dropout=dropout, queries=start)
+            if lqn
+            else PooledHead(len(labels), d)
+        )
         self.gate = AdaptiveFusion(ramp, momentum, enabled=caf)
-        self.knowledge = KnowledgeBranch(compose_axes(embeddings, axes), encoder.d, d, d_align, tau, negatives) if text else None
+        self.knowledge = (
+            KnowledgeBranch(compose_axes(embeddings, axes), encoder.d, d, d_align, tau, negatives) if text else None
+        )
 
 # %% ../../nbs/models/07_peace.ipynb #883270ab
 def check_settings(embeddings: torch.Tensor | None, labels: tuple, text: bool, weighting: str, axes: str, queries: str):
     "A `PeaceError` that names the setting which makes no sense."
     if text and embeddings is None: raise PeaceError("PEACE needs descriptor embeddings, or text=False.")
     if text and len(embeddings) != len(labels):
-        raise PeaceError(f"There are descriptor embeddings for {len(embeddings)} labels, but the model has {len(labels)}.")
+        raise PeaceError(
+            f"There are descriptor embeddings for {len(embeddings)} labels, but the model has {len(labels)}."
+        )
     for name, value, allowed in (("weighting", weighting, ("plain", "count")), ("axes", axes, ("three", "fused")),
                                  ("queries", queries, ("text", "learned"))):
-        if value not in allowed: raise PeaceError(f"PEACE has no {name} {value!r}: choose {' or '.join(map(repr, allowed))}.")
+        if value not in allowed:
+            raise PeaceError(f"PEACE has no {name} {value!r}: choose {' or '.join(map(repr, allowed))}.")
 
 # %% ../../nbs/models/07_peace.ipynb #4d7fd04e
 @patch

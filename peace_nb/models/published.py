@@ -44,7 +44,10 @@ def as_published(
     norm: str,  # normalisation asked for
 ):
     "A `PeaceError` where a normalisation is asked for that the network does not have."
-    if norm != "batch": raise PeaceError(f"The encoder {name!r} is built with the normalisation it was published with; norm={norm!r} cannot be chosen.")
+    if norm != "batch":
+        raise PeaceError(
+            f"The encoder {name!r} is built with the normalisation it was published with; norm={norm!r} cannot be chosen."
+        )
 
 # %% ../../nbs/models/03_published_encoders.ipynb #998254ed
 class PlainBlock(ResBlock):
@@ -166,7 +169,9 @@ class STMEMViT(PublishedEncoder):
 
 def vit_layer(d: int, heads: int) -> nn.TransformerEncoderLayer:
     "One layer of a vision transformer."
-    return nn.TransformerEncoderLayer(d, heads, 4 * d, dropout=0.0, activation="gelu", batch_first=True, norm_first=True)
+    return nn.TransformerEncoderLayer(
+        d, heads, 4 * d, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+    )
 
 def glorot(module: nn.Module):
     "Start all linear maps by Glorot's rule, biases at zero, as ST-MEM does (attention's first map does so by itself)."
@@ -229,13 +234,17 @@ class Wav2Vec2CMSC(PublishedEncoder):
     ):
         d = 64 * heads
         super().__init__(d)
-        cfg = Wav2Vec2Config(hidden_size=d, num_hidden_layers=depth, num_attention_heads=heads, intermediate_size=4 * d, conv_dim=(c,) * 4,
-                             conv_kernel=(2,) * 4, conv_stride=(2,) * 4, num_feat_extract_layers=4, num_conv_pos_embeddings=128, layerdrop=0.0,
-                             num_conv_pos_embedding_groups=16, hidden_dropout=dropout, attention_dropout=dropout, activation_dropout=0.0,
-                             feat_proj_dropout=dropout, attn_implementation="sdpa")
+        cfg = Wav2Vec2Config(
+            hidden_size=d, num_hidden_layers=depth, num_attention_heads=heads, intermediate_size=4 * d,
+            conv_dim=(c,) * 4, conv_kernel=(2,) * 4, conv_stride=(2,) * 4, num_feat_extract_layers=4,
+            num_conv_pos_embeddings=128, layerdrop=0.0, num_conv_pos_embedding_groups=16, hidden_dropout=dropout,
+            attention_dropout=dropout, activation_dropout=0.0, feat_proj_dropout=dropout, attn_implementation="sdpa"
+        )
         layers = [nn.Conv1d(12, c, 2, 2, bias=False), nn.GroupNorm(c, c), nn.GELU()]
         for _ in range(3): layers += [nn.Conv1d(c, c, 2, 2, bias=False), nn.GELU()]
-        self.stem, self.project, self.transformer = nn.Sequential(*layers), Wav2Vec2FeatureProjection(cfg), Wav2Vec2Encoder(cfg)
+        self.stem, self.project, self.transformer = (
+            nn.Sequential(*layers), Wav2Vec2FeatureProjection(cfg), Wav2Vec2Encoder(cfg)
+        )
         self.start()
 
     def tokens(self, signals: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@
 __all__ = ['FIXED_SHARE', 'run_step', 'command', 'expected_time', 'build_paper', 'products', 'require']
 
 # %% ../../nbs/pipeline/05_build.ipynb #da8b9115
-import os, subprocess, sys
+import json, os, subprocess, sys
 from datetime import datetime
 from pathlib import Path
 
@@ -14,7 +14,8 @@ import psutil
 
 from .outputs import build_dir
 from .rows import run_spec
-from .runner import LAUNCHER, run_notebook
+from .runner import LAUNCHER, run_notebook, with_warnings
+from .warm import BuildProgress, follow, warm_server
 from .steps import Job, jobs, stage_settings, step_name, step_of, studies, where
 from ..settings import CHOSEN, PeaceError, ROOTS, data_kind, data_root, load_profile, project_root, runs
 
@@ -31,8 +32,9 @@ def run_step(step: str, profile: str, **params) -> dict:
     return entry
 
 def command(job: Job, profile: str) -> str:
-    "The command line that runs a job."
-    return " ".join(["peace-nb run-step", job.step.name, "--profile", profile, *(f"{k}={v}" for k, v in job.given.items())])
+    "The command line that runs a job: in a copy of a process that has imported what it needs, where there is one."
+    given = [f"{k}={v}" for k, v in job.given.items()]
+    return " ".join(["python -m peace_nb.pipeline.warm", job.step.kernel, "run-step", job.step.name, "--profile", profile, *given])
 
 # %% ../../nbs/pipeline/05_build.ipynb #96c3c01e
 def _snakemake(profile:str, cores:int, targets, study=None, extra=()) -> list[str]:
@@ -58,6 +60,23 @@ def _why(log:Path, what:str) -> str:
     said = [line.removeprefix("peace-nb: ") for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.startswith("peace-nb: ")]
     return f"{what}: {' '.join(said) or f'no step failed, and {log} says why.'} Run the same command again to continue from there."
 
+def _run_graph(cmd: list, env: dict, log: Path, threads: int, cores: int, names: list, profile: str, study: str) -> int:
+    "Run the graph with a warm process beside it, and say how far it is; returns its exit code."
+    done = tuple(name for name in names if (log.parent / study / "provenance" / f"{name}.json").exists())   # of which the graph may run some again
+    progress = BuildProgress(names, _durations(profile, study), cores, done)
+    with warm_server(env, threads, log=str(log.with_name("warm.log"))) as env, open(log, "w", encoding="utf-8") as told:
+        with subprocess.Popen(cmd, env=env, stdout=subprocess.PIPE, text=True, stderr=told) as graph:
+            try: follow(graph.stdout, progress)
+            except BaseException:
+                graph.kill()
+                raise
+            return graph.wait()
+
+def _durations(profile: str, study: str) -> dict:
+    "Seconds of each step in the run that was kept as reference; empty where there is none."
+    kept = project_root() / "paper" / "reference" / profile / study / "versions.json"
+    return json.loads(kept.read_text(encoding="utf-8")).get("seconds", {}) if kept.is_file() else {}
+
 def build_paper(
     profile: str = "demo",
     cores: int = 2,         # steps that may run at the same time
@@ -76,9 +95,10 @@ def build_paper(
         with FileLock(build / ".lock", timeout=0):
             if not targets: print(f"Profile {profile}: {expected_time(profile)} from nothing on the machine it is meant for; finished steps are kept.", flush=True)
             # the steps call `peace-nb`, which stands beside this interpreter
-            env = {**os.environ, LAUNCHER: f"{os.getpid()}:{psutil.Process().create_time()}", "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])}
+            env = {**os.environ, LAUNCHER: f"{os.getpid()}:{psutil.Process().create_time()}", "PYTHONWARNINGS": with_warnings(os.environ.get("PYTHONWARNINGS", "")),
+                   "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])}
             log, wanted = build / "graph.log", [f"{own}/{t}" for t in targets]
-            with open(log, "w", encoding="utf-8") as told: code = subprocess.run(_snakemake(profile, cores, wanted, study), env=env, stderr=told).returncode
+            code = _run_graph(_snakemake(profile, cores, wanted, study), env, log, p.threads, cores, [j.name for j in jobs(profile, study)], profile, own)
             if code: raise PeaceError(_why(log, f"The paper of profile {profile!r} stopped"))
     except Timeout: raise PeaceError(f"Another process is building {build}; wait for it or stop it.") from None
     return build / own

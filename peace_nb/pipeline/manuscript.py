@@ -73,7 +73,7 @@ a { color: var(--link) }
 .note, .verdict { padding: .6rem .9rem; border-radius: 6px }
 .note { background: #fff6d6 }
 .verdict { background: #eee; border-left: 6px solid #888; overflow-wrap: anywhere }
-.identical, .agrees, .reproduced { background: #e6f4ea; border-color: #1e7e34 }
+.identical, .agrees { background: #e6f4ea; border-color: #1e7e34 }
 .differs, .disagrees { background: #fdecea; border-color: #b3261e }
 .small, .files, figcaption { font-size: .85rem; color: var(--grey) }
 nav ul, .counts { list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: .4rem 1rem }
@@ -234,8 +234,8 @@ def html_class(words: str) -> str:
 
 def part_reference(profile: str, study: str) -> str:
     "One line: is this run the reference's?"
-    from peace_nb.pipeline.reference import hold
-    outcome = hold(profile, study=study)
+    from peace_nb.pipeline.reference import compare_with_reference
+    outcome = compare_with_reference(profile, study=study)
     return f'<p class="verdict {html_class(outcome.status)}">{html.escape(outcome.sentence)}</p>'
 
 def origin(file: Printed) -> str:

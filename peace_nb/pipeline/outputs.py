@@ -35,6 +35,6 @@ def told_apart(found:"pd.DataFrame", # predictions, with record_id and patient_i
 # %% ../../nbs/pipeline/04_outputs.ipynb #454ccd82
 def child_stores(build:Path) -> dict: # prefix of the ids in predictions → `SignalStore`
     "The children of a build: the first group, and the second where there is one."
-    from .data.store import SignalStore
+    from peace_nb.store.store import SignalStore
     found = {"": build / "stores" / "child", EXTRA: build / "stores" / "extra"}
     return {prefix: SignalStore.open(at) for prefix, at in found.items() if (at / "store.json").exists()}

@@ -17,10 +17,18 @@ def render_readme(notebook:Path|None=None) -> str:
     from nbclient import NotebookClient
     from nbconvert import MarkdownExporter
     path = Path(notebook or project_root() / "nbs" / "index.ipynb")
-    nb = NotebookClient(nbformat.read(path, 4), kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}).execute()
+    nb = NotebookClient(
+        nbformat.read(path, 4), kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
+    ).execute()
     text, _ = MarkdownExporter(exclude_input=True).from_notebook_node(nb)
     text = re.sub(r"\n{3,}", "\n\n", text)
-    turn = lambda m: m[0] if "://" in m[1] or m[1].startswith("#") else f"]({m[1][3:]})" if m[1].startswith("../") else f"](nbs/{m[1]})"
+    turn = lambda m: (
+        m[0]
+        if "://" in m[1] or m[1].startswith("#")
+        else f"]({m[1][3:]})"
+        if m[1].startswith("../")
+        else f"](nbs/{m[1]})"
+    )
     return re.sub(r"\]\(([^)\s]+)\)", turn, text).strip() + "\n"
 
 def write_readme() -> Path:

@@ -18,7 +18,8 @@ def run_spec(method:str # name[@encoder][+variant]
     "`name`, `encoder` (None: the profile's) and `variant` (None: none) of a row. Raises `PeaceError` for a variant or a name that is none."
     rest, _, variant = method.partition("+")
     name, _, encoder = rest.partition("@")
-    if variant and variant not in VARIANTS: raise PeaceError(f"The method {method!r} asks for a variant {variant!r}, but there are {', '.join(VARIANTS)}.")
+    if variant and variant not in VARIANTS:
+        raise PeaceError(f"The method {method!r} asks for a variant {variant!r}, but there are {', '.join(VARIANTS)}.")
     registered(name)
     return SimpleNamespace(name=name, encoder=encoder or None, variant=variant or None)
 
@@ -36,11 +37,25 @@ def framed_runs(settings) -> list: # with methods, seeds and seeds_of; → (meth
     return [(m, k) for m, k in runs(settings) if not set(m) & set("@+") and not registered(m).adapts_unlabelled]
 
 # %% ../../nbs/pipeline/01_rows.ipynb #674ca9cf
-GROUPS = {"reference points": ("Random", "Rules", "ECG-only"), "group A": ("DANN", "DANN-U", "MMD", "EarlyFusion", "LateFusion"),
-          "group B": ("ST-MEM", "MERL", "MERL-CKEPE", "KED", "METS", "MELP"), "other": (), "PEACE": ("PEACE",)}
-ABLATIONS = {"PEACE-no-text": "no_text", "PEACE-no-LSBC": "no_lsbc", "PEACE-no-CAF": "no_caf", "PEACE-one-text": "single_text",   # and their rows in the preprint
-             "PEACE-no-LQN": None, "PEACE-negatives": None, "PEACE-count": None, "PEACE-shuffled": None, "PEACE-random": None, "PEACE-learned": None}
-COLORS = {"reference points": "#444444", "group A": "#0072B2", "group B": "#009E73", "other": "#888888", "PEACE": "#D55E00", "ablation": "#CC79A7", "variant": "#CC79A7"}
+GROUPS = {
+    "reference points": ("Random", "Rules", "ECG-only"),
+    "group A": ("DANN", "DANN-U", "MMD", "EarlyFusion", "LateFusion"),
+    "group B": ("ST-MEM", "MERL", "MERL-CKEPE", "KED", "METS", "MELP"), "other": (), "PEACE": ("PEACE",)
+}
+ABLATIONS = {
+    "PEACE-no-text": "no_text", "PEACE-no-LSBC": "no_lsbc", "PEACE-no-CAF": "no_caf",
+    "PEACE-one-text": "single_text",  # and their rows in the preprint
+    "PEACE-no-LQN": None,
+    "PEACE-negatives": None,
+    "PEACE-count": None,
+    "PEACE-shuffled": None,
+    "PEACE-random": None,
+    "PEACE-learned": None,
+}
+COLORS = {
+    "reference points": "#444444", "group A": "#0072B2", "group B": "#009E73", "other": "#888888", "PEACE": "#D55E00",
+    "ablation": "#CC79A7", "variant": "#CC79A7"
+}
 ASIDE = ("ablation", "variant")
 
 def method_group(name: str) -> str:

@@ -51,6 +51,8 @@ class Step:
     files: tuple[str, ...] = ()                 # in the folder paper: reported.yaml, claims.csv
     family: tuple[str, ...] = ()                # its tables whose numbers are corrected over all methods that were compared
     real: tuple[str, ...] = ()                  # its tables over real records, without a row where there are none
+    facts: tuple[str, ...] = ()                 # its tables of data alone: another machine must find every cell the same
+    judged: tuple[tuple[str, str], ...] = ()    # (table, column) with a macro AUROC per network, setting and seeds: compared with the reference
     shows: str = ""                             # of a step that gives a table or figure: what a reader sees there
     when: Callable[[Profile], object] = field(default=lambda profile: True)   # a profile that gives 0 leaves the step out
 
@@ -124,14 +126,14 @@ TRAIN_STEPS = [
 # %% ../../nbs/pipeline/02_steps.ipynb #a479c943
 TABLE_STEPS = [
     Step("table-1", "table_01_cohorts", inputs=(*stores(*ALL), *splits(*ALL), *(f"cohorts/{c}.json" for c in ALL)), outputs=tables(1, "cohorts", "labels"),
-         settings=("extra_test_patients",), kernel="light", shows="people, records and labels after preparation, by part of the split"),
+         settings=("extra_test_patients",), kernel="light", facts=("table_1_cohorts", "table_1_labels"), shows="people, records and labels after preparation, by part of the split"),
     Step("table-2", "table_02_transfer", inputs=(SCORES,), outputs=tables(2, "transfer", "full", "decisions", "gap", "note"), settings=TABLE, kernel="light",
-         files=("reported.yaml",), shows="each method on adults, on children (zero-shot, few-shot, full) and on PTB-XL, beside the preprint's numbers"),
+         files=("reported.yaml",), judged=(("table_2_full", "auroc"),), shows="each method on adults, on children (zero-shot, few-shot, full) and on PTB-XL, beside the preprint's numbers"),
     Step("table-3", "table_03_sim2real", inputs=("sim2real/labels.csv", "sim2real/children.csv"), outputs=tables(3, "sim2real", "children"),
          settings=("sim2real_methods", "sim2real_least"), kernel="light", real=("table_3_sim2real", "table_3_children"),
          shows="a network trained on simulated adults alone reads real PTB-XL records and real children"),
     Step("table-4", "table_04_ablation", inputs=(SCORES,), outputs=tables(4, "ablation", "full", "note"), settings=TABLE, kernel="light",
-         files=("reported.yaml",), family=("table_4_",), shows="what each part of PEACE is worth, with controls for the meaning of the text"),
+         files=("reported.yaml",), family=("table_4_",), judged=(("table_4_full", "auroc_method"),), shows="what each part of PEACE is worth, with controls for the meaning of the text"),
     Step("table-5", "table_05_statistics", inputs=(SCORES,), outputs=tables(5, "statistics", "full", "sentences", "note"), settings=TABLE, kernel="light",
          family=("table_5_",), shows="PEACE against each method, tested: paired over patients and seeds, corrected"),
     Step("cost", "table_06_cost", outputs=("measured/table_6_cost.csv",), when=lambda p: p.cost_steps,
@@ -157,7 +159,7 @@ TABLE_STEPS = [
          shows="adults and children in the encoder's space, in numbers: can they be told apart, do findings lie together?"),
     Step("table-13", "table_13_age_aware", inputs=("age/frames.csv", "age/ceiling.csv", *stores("child", "extra"), each("age/{method}/seed{seed}/predictions.parquet", framed), SCORES, SIM2REAL),
          outputs=tables(13, "age_aware", "real_children", "labels", "bands", "bands_labels", "ceiling"),
-         settings=(*TABLE, "sim2real_methods"), samples=True, family=("table_13_age_aware",), real=("table_13_real_children",),
+         settings=(*TABLE, "sim2real_methods"), samples=True, family=("table_13_age_aware",), judged=(("table_13_age_aware", "auroc"),), real=("table_13_real_children",),
          shows="age-aware reading: the ECG brought into the adult's frame, the age as an input, texts of the age; what the frame gains at which age, and how much there was to gain"),
     Step("table-14", "table_14_schedule", inputs=(SCORES,), outputs=tables(14, "schedule", "note"), settings=TABLE, kernel="light", family=("table_14_",),
          when=lambda p: sum(m.endswith("+long") for m in p.methods), shows="methods trained twice as long, beside themselves: is the schedule long enough? (`bench`)"),
@@ -240,7 +242,7 @@ def _text_keys(name: str) -> tuple:
 
 # %% ../../nbs/pipeline/02_steps.ipynb #c4ed3856
 BY_NAME = {"methods.registry": "methods", "cohorts.load": "cohorts", "models.encoders": "models"}   # module -> the room it finds modules in
-MACHINERY = {"settings", "files", "pipeline.steps", "pipeline.runner", "pipeline.outputs", "pipeline.build"}
+MACHINERY = {"settings", "files", "pipeline.steps", "pipeline.runner", "pipeline.outputs", "pipeline.build", "pipeline.warm"}
 
 def _package() -> Path: return project_root() / "peace_nb"
 

@@ -55,8 +55,12 @@ def cell(value, lo, hi, v1:float|None, v2:float|None) -> str:
 def data_note(profile:str) -> str:
     "What the numbers of a profile were made on, for captions and page footers."
     p = load_profile(profile)
-    own = [v.replace(":", " ") for v in p.seeds_of if v.split(":")[0] in p.methods and int(v.split(":")[1]) != len(p.seeds)]
-    return f"Data: {data_kind(p)}. Profile: {profile}. Seeds: {len(p.seeds)}" + (f" ({', '.join(own)})." if own else ".")
+    own = [
+        v.replace(":", " ") for v in p.seeds_of if v.split(":")[0] in p.methods and int(v.split(":")[1]) != len(p.seeds)
+    ]
+    return f"Data: {data_kind(p)}. Profile: {profile}. Seeds: {len(p.seeds)}" + (
+        f" ({', '.join(own)})." if own else "."
+    )
 
 # %% ../../nbs/pipeline/06_tables.ipynb #d204921a
 def save_table(df:pd.DataFrame, path:Path|str, decimals:int=4) -> Path:
@@ -70,7 +74,9 @@ def save_figure(fig, stem:Path|str, dpi:int=200) -> list[Path]:
     for note in fig.texts:
         note.set_wrap(True)
         if note.get_va() == "baseline": note.set_va("top")
-    for kind, blank in (("png", {"Software": None}), ("pdf", {"CreationDate": None, "Creator": None, "Producer": None})):
+    for kind, blank in (
+        ("png", {"Software": None}), ("pdf", {"CreationDate": None, "Creator": None, "Producer": None})
+    ):
         paths.append(stem.with_name(f"{stem.name}.{kind}"))
         with replacing(paths[-1]) as tmp: fig.savefig(tmp, format=kind, dpi=dpi, bbox_inches="tight", metadata=blank)
     return paths
@@ -84,18 +90,29 @@ def forest(
     "Forest plot: differences reference - method in points, with intervals; returns the figure"
     settings = list(settings or table["setting"].unique())
     methods, reference = method_order(table["method"]), table["reference"].iloc[0]
-    fig, axes = plt.subplots(1, len(settings), figsize=(1.1 + 1.25 * len(settings), 0.9 + 0.2 * len(methods)), sharey=True, squeeze=False)
+    fig, axes = plt.subplots(
+        1, len(settings), figsize=(1.1 + 1.25 * len(settings), 0.9 + 0.2 * len(methods)), sharey=True, squeeze=False
+    )
     for ax, setting in zip(axes[0], settings):
         rows = table[table["setting"] == setting].set_index("method")
         for y, m in enumerate(methods):
             if m not in rows.index: continue
             r, color = rows.loc[m], COLORS[method_group(m)]
-            if not np.isnan(r["se_training"]): ax.plot([100 * r["lo_all"], 100 * r["hi_all"]], [y, y], color=color, lw=0.8, solid_capstyle="butt")
+            if not np.isnan(r["se_training"]):
+                ax.plot([100 * r["lo_all"], 100 * r["hi_all"]], [y, y], color=color, lw=0.8, solid_capstyle="butt")
             ax.plot([100 * r["lo"], 100 * r["hi"]], [y, y], color=color, lw=2.6, solid_capstyle="butt")
-            ax.plot(100 * r["difference"], y, "o", ms=3.6, mec=color, mfc=color if r["verdict"] in ("ahead", "behind") else "white", mew=1)
-        ax.axvline(0, color="#888888", lw=0.8, ls=":"); ax.set_title((titles or {}).get(setting, setting), fontsize=8); ax.tick_params(labelsize=7); ax.grid(axis="x", lw=0.3)
+            ax.plot(
+                100 * r["difference"], y, "o", ms=3.6, mec=color,
+                mfc=color if r["verdict"] in ("ahead", "behind") else "white", mew=1
+            )
+        ax.axvline(0, color="#888888", lw=0.8, ls=":")
+        ax.set_title((titles or {}).get(setting, setting), fontsize=8)
+        ax.tick_params(labelsize=7)
+        ax.grid(axis="x", lw=0.3)
         for side in ("top", "right", "left"): ax.spines[side].set_visible(False)
         ax.tick_params(axis="y", length=0)
-    axes[0][0].set_yticks(range(len(methods)), methods, fontsize=7.5); axes[0][0].set_ylim(len(methods) - 0.5, -0.5)
-    fig.supxlabel(f"{reference} minus method, points of macro AUROC (right of zero: {reference} is ahead)", fontsize=8); fig.tight_layout(pad=0.4, w_pad=0.8)
+    axes[0][0].set_yticks(range(len(methods)), methods, fontsize=7.5)
+    axes[0][0].set_ylim(len(methods) - 0.5, -0.5)
+    fig.supxlabel(f"{reference} minus method, points of macro AUROC (right of zero: {reference} is ahead)", fontsize=8)
+    fig.tight_layout(pad=0.4, w_pad=0.8)
     return fig

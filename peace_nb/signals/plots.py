@@ -49,12 +49,15 @@ def plot_ecg(
     from pmecg import ECGPlotter
     x = np.array(signal, float)[:, : round(seconds * fs)]
     if len(x) != len(leads) or not set(LEADS) <= set(leads):
-        raise PeaceError(f"plot_ecg needs rows for {', '.join(LEADS)}; it was given {x.shape[0]} rows named {', '.join(leads)}")
+        raise PeaceError(
+            f"plot_ecg needs rows for {', '.join(LEADS)}; it was given {x.shape[0]} rows named {', '.join(leads)}"
+        )
     here = dict(zip(leads, _recorded(x, mask)))
     x[[not here[l] for l in leads]] = np.nan
     gain = gain or _auto_gain(x)
     x = np.clip(x, -45 / gain, 45 / gain)
-    if rhythm is not None and rhythm not in here: raise PeaceError(f"there is no lead {rhythm!r} for the strip; choose one of {', '.join(leads)}.")
+    if rhythm is not None and rhythm not in here:
+        raise PeaceError(f"there is no lead {rhythm!r} for the strip; choose one of {', '.join(leads)}.")
     if rhythm is not None and not here[rhythm]: rhythm = next((l for l in leads if here[l]), None)
     paper = ECGPlotter(speed=speed, voltage=gain, line_width=0.7, row_distance=30 / gain)
     fig = paper.plot((x.T, list(leads)), configuration=_layout(x.shape[1], rhythm), sampling_frequency=fs, show=False)
@@ -74,6 +77,10 @@ def _finish_sheet(fig, here: dict, title, findings, foot: str):
     ax.set_position((0, 0, 1, height / (height + strip)))
     at = lambda inches: 1 - inches / (height + strip)
     if title: fig.text(0.15 / width, at(0.07), title, va="top", size=12, weight="bold")
-    for i, line in enumerate(lines): fig.text(0.15 / width, at((0.32 if title else 0.07) + 0.19 * i), line, va="top", size=9, family="monospace")
-    ax.text(width - 0.1, 0.06, foot, ha="right", va="bottom", size=7, color="0.25", path_effects=[effects.withStroke(linewidth=2.5, foreground="white")])
+    for i, line in enumerate(lines):
+        fig.text(0.15 / width, at((0.32 if title else 0.07) + 0.19 * i), line, va="top", size=9, family="monospace")
+    ax.text(
+        width - 0.1, 0.06, foot, ha="right", va="bottom", size=7, color="0.25",
+        path_effects=[effects.withStroke(linewidth=2.5, foreground="white")]
+    )
     return fig

@@ -38,7 +38,7 @@ FAULTS = {
     "unreadable": "the reader failed in another way"}
 
 class RecordError(PeaceError):
-    "A record that cannot be used: one sentence, and the `kind` of its fault (a key of `FAULTS`)."
+    "A record that cannot be used: one sentence, and the `kind` of its error (a key of `FAULTS`)."
     def __init__(self,
         sentence: str, # names the file
         kind: str = "unreadable", # a key of `FAULTS`
@@ -88,7 +88,8 @@ class SignalSpec:
     def __post_init__(self):
         object.__setattr__(self, "leads", tuple(self.leads))
         if self.band is not None: object.__setattr__(self, "band", tuple(float(b) for b in self.band))
-        if not (50 <= self.fs <= 10_000): raise PeaceError(f"SignalSpec.fs is {self.fs}; it must be between 50 and 10000 Hz")
+        if not (50 <= self.fs <= 10_000):
+            raise PeaceError(f"SignalSpec.fs is {self.fs}; it must be between 50 and 10000 Hz")
         if not self.seconds > 0: raise PeaceError(f"SignalSpec.seconds is {self.seconds}; it must be positive")
         if self.band is not None and not (len(self.band) == 2 and 0 <= self.band[0] < self.band[1]):
             raise PeaceError(f"SignalSpec.band is {self.band}; it must be two rising frequencies in Hz, or None")
@@ -119,7 +120,8 @@ def bandpass(
     x = np.asarray(x)
     sos = np.empty((0, 6)) if band is None else sections(float(fs), *map(float, band))
     if not len(sos) or x.shape[-1] < 2: return x.astype(np.float32)
-    pad = min(x.shape[-1] - 1, int(2 * fs))   # two seconds of mirrored signal: the 0.5 Hz section needs that long to settle
+    # two seconds of mirrored signal: the 0.5 Hz section needs that long to settle
+    pad = min(x.shape[-1] - 1, int(2 * fs))
     return sosfiltfilt(sos, x, pad).astype(np.float32)
 
 # %% ../../nbs/signals/01_prepare.ipynb #d1397c40
@@ -165,7 +167,7 @@ def fill_gaps(
 
 # %% ../../nbs/signals/01_prepare.ipynb #2297fd15
 def _inspect(x: np.ndarray, mask: np.ndarray, leads: tuple):
-    "(flags: fault -> lead names, usable (L,) bool) of raw millivolts (L, T) with NaN where missing."
+    "(flags: error -> lead names, usable (L,) bool) of raw millivolts (L, T) with NaN where missing."
     bad = ~np.isfinite(x)
     share, any_bad = bad.mean(-1), bad.any()
     high = (np.where(bad, -np.inf, x) if any_bad else x).max(-1)   # a gap must not hide that the rest is constant
@@ -187,7 +189,7 @@ def quality(
     fs: float, # sampling rate in Hz
     seconds: float = 10.0, # length wanted; a shorter record is flagged
     leads: tuple = LEADS, # lead names
-) -> dict: # fault -> names of the leads that have it; empty when there is nothing to say
+) -> dict: # error -> names of the leads that have it; empty when there is nothing to say
     "What is wrong with one raw record."
     flags = _inspect(np.asarray(signal), np.asarray(mask, bool), leads)[0]
     return flags | ({"short": [f"{signal.shape[-1] / fs:.1f}s"]} if signal.shape[-1] < round(fs * seconds) else {})
@@ -211,12 +213,18 @@ def prepare_flagged(
     spec: SignalSpec = SignalSpec(), # what to bring it to
 ): # (x (L, n) float32 mV, mask (L,) bool, flags dict)
     "`prepare`, with the quality flags beside the result."
-    if not (np.isfinite(fs) and 50 <= fs <= 20_000): raise RecordError(f"the sampling rate is {fs} Hz; it must be between 50 and 20000 Hz", "sampling rate")
+    if not (np.isfinite(fs) and 50 <= fs <= 20_000):
+        raise RecordError(f"the sampling rate is {fs} Hz; it must be between 50 and 20000 Hz", "sampling rate")
     seconds = np.shape(signal)[-1] / fs
-    if seconds < MIN_SECONDS: raise RecordError(f"the record lasts {seconds:.2f} s; at least {MIN_SECONDS:g} s are needed", "too short")
+    if seconds < MIN_SECONDS:
+        raise RecordError(f"the record lasts {seconds:.2f} s; at least {MIN_SECONDS:g} s are needed", "too short")
     signal = np.asarray(signal)[..., : int((spec.seconds + 2) * fs) + 1]
     x, mask = select_leads(signal, names, spec.leads)
-    if not mask.any(): raise RecordError(f"none of the leads {', '.join(spec.leads)} is among the channels {', '.join(map(str, names))}", "lead names")
+    if not mask.any():
+        raise RecordError(
+            f"none of the leads {', '.join(spec.leads)} is among the channels {', '.join(map(str, names))}",
+            "lead names"
+        )
     window = x[:, : round(spec.seconds * fs)]
     flags, mask = quality(window, mask, fs, spec.seconds, spec.leads), usable_leads(window, mask)
     if not mask.any(): raise RecordError(f"no lead can be used ({quality_text(flags)})", "no usable lead")
@@ -256,7 +264,10 @@ class Normaliser:
         for x, mask in batches:
             x, mask = np.clip(np.asarray(x, np.float32), -clip, clip), np.asarray(mask, bool)
             x = x * mask[..., None]
-            n, s, q = n + mask.sum(0) * x.shape[-1], s + x.sum((0, 2), dtype=np.float64), q + np.square(x).sum((0, 2), dtype=np.float64)
+            n, s, q = (
+                n + mask.sum(0) * x.shape[-1], s + x.sum((0, 2), dtype=np.float64),
+                q + np.square(x).sum((0, 2), dtype=np.float64)
+            )
         if np.ndim(n) == 0 or not np.sum(n): raise PeaceError("no recorded lead to fit the normaliser on")
         mean = s / np.maximum(n, 1)
         std = np.sqrt(max(float((q - n * mean**2).sum() / np.sum(n)), 1e-12))

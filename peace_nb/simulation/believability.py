@@ -22,7 +22,7 @@ from ..signals.prepare import LEADS
 # %% ../../nbs/simulation/08_believability.ipynb #76cab967
 def r_peaks(
     signal,   # (12, T) mV
-    fs: int,  # samples a second
+    fs: int,  # samples per second
     mask,     # (12,) bool, which leads were recorded
 ) -> np.ndarray:
     "Sample numbers of the R peaks, from the first of II, I, V5, V4, aVF, V2 in which NeuroKit2 finds at least four; else empty."
@@ -66,7 +66,8 @@ def qrs_bounds(
     low = v < quiet + share * (v[peak] - quiet)
     on = next((k for k in range(peak, run, -1) if low[k - run + 1:k + 1].all()), None)
     off = next((k for k in range(peak, len(v) - run) if low[k:k + run].all()), None)
-    return None if on is None or off is None or off - on > .25 * fs else (on, off)   # wider than 250 ms: noise, not a QRS
+    # wider than 250 ms: noise, not a QRS
+    return None if on is None or off is None or off - on > 0.25 * fs else (on, off)
 
 # %% ../../nbs/simulation/08_believability.ipynb #0caba20c
 DELINEATED = (0, 1, 8, 10)   # I, II, V3, V5
@@ -81,7 +82,8 @@ def _nearest(marks, peaks, low, high):
 def p_and_t(signal, peaks, fs: int, mask):
     "Samples from R to the beginning of P and to the end of T (NaN if not found), and the share of beats with a P."
     rr, p, t = np.median(np.diff(peaks)), [], []
-    adult = fs * pace(peaks, fs)   # the sampling rate at which this heart would beat like an adult's: what NeuroKit2's windows are made for
+    # the sampling rate at which this heart would beat like an adult's: what NeuroKit2's windows are made for
+    adult = fs * pace(peaks, fs)
     for lead in (k for k in DELINEATED if mask[k]):
         try: w = nk.ecg_delineate(nk.ecg_clean(signal[lead], adult), peaks, adult, method="prominence")[1]
         except (ValueError, IndexError, ZeroDivisionError): continue
@@ -98,15 +100,17 @@ def amplitudes(beat, on: int, off: int, p_on, t_end, fs: int) -> dict:
     top = q.argmax(1)
     before = [v[:k + 1].min() for v, k in zip(q, top)]
     late = y[:, off + int(.03 * fs):max(t_end, off + int(.08 * fs))]
-    out = {"R": np.maximum(q.max(1), 0), "S": -np.minimum(q.min(1), 0), "Q": -np.minimum(before, 0), "ST": y[:, min(off + int(.04 * fs), y.shape[1] - 1)],
-           "T": late[rows, np.abs(late).argmax(1)]}
+    out = {
+        "R": np.maximum(q.max(1), 0), "S": -np.minimum(q.min(1), 0), "Q": -np.minimum(before, 0),
+        "ST": y[:, min(off + int(0.04 * fs), y.shape[1] - 1)], "T": late[rows, np.abs(late).argmax(1)]
+    }
     early = y[:, max(0, p_on):on] if p_on is not None else y[:, :0]
     return out | ({"P": early[rows, np.abs(early).argmax(1)]} if early.shape[1] > 4 else {})
 
 # %% ../../nbs/simulation/08_believability.ipynb #9be3565c
 def measure(
     signal,           # (12, T) mV, leads in the order of `LEADS`
-    fs: int = 500,    # samples a second
+    fs: int = 500,    # samples per second
     mask=None,        # (12,) bool, which leads were recorded
 ) -> dict:
     "Rate (1/min), pr, qrs, qt, qtc Bazett (ms), axis (degrees) and `R_II`, `T_V3`, … (mV). Values that cannot be measured are missing; no beats: an empty dict."
@@ -122,7 +126,9 @@ def measure(
     ms = 1000 / fs
     out |= {"qrs": (off - on) * ms, "qt": (t - (on - at)) * ms, "pr": (on - at - p) * ms if seen > .5 else np.nan}
     out["qtc"] = out["qt"] * np.sqrt(out["rate"] / 60)
-    a = amplitudes(beat, on, off, at + int(p) - int(.01 * fs) if seen > .5 else None, at + int(t) if np.isfinite(t) else 0, fs)
+    a = amplitudes(
+        beat, on, off, at + int(p) - int(0.01 * fs) if seen > 0.5 else None, at + int(t) if np.isfinite(t) else 0, fs
+    )
     if mask[0] and mask[5]: out["axis"] = _axis(beat[0, on:off], beat[5, on:off])
     return out | {f"{wave}_{lead}": v[k] for wave, v in a.items() for k, lead in enumerate(LEADS) if mask[k]}
 
@@ -150,10 +156,14 @@ def expert_intervals(
     import wfdb
     rows = []
     for lead in LEADS:
-        ann = wfdb.rdann(str(stem), lead.lower()); symbol, t = np.array(ann.symbol), ann.sample * 2.
+        ann = wfdb.rdann(str(stem), lead.lower())
+        symbol, t = np.array(ann.symbol), ann.sample * 2.0
         core = np.flatnonzero(np.isin(symbol, ["p", "N", "t"]))
         edge = lambda k, step, mark: t[k + step] if 0 <= k + step < len(t) and symbol[k + step] == mark else np.nan
-        waves = {w: np.array([(edge(k, -1, "("), t[k], edge(k, 1, ")")) for k in core if symbol[k] == w]).reshape(-1, 3) for w in "pNt"}
+        waves = {
+            w: np.array([(edge(k, -1, "("), t[k], edge(k, 1, ")")) for k in core if symbol[k] == w]).reshape(-1, 3)
+            for w in "pNt"
+        }
         rows.append(_expert_lead(waves["p"], waves["N"], waves["t"]))
     return pd.DataFrame(rows).median().to_dict()
 
@@ -182,7 +192,12 @@ def compare(
 def by_lead(table) -> pd.DataFrame:
     "KS distances of `compare` as waves × leads."
     t = table[table.index.str.contains("_")]
-    return t.ks.groupby([t.index.str.split("_").str[0], t.index.str.split("_").str[1]]).first().unstack().reindex(columns=list(LEADS))
+    return (
+        t.ks.groupby([t.index.str.split("_").str[0], t.index.str.split("_").str[1]])
+        .first()
+        .unstack()
+        .reindex(columns=list(LEADS))
+    )
 
 # %% ../../nbs/simulation/08_believability.ipynb #e4682451
 def plot_distributions(sim, real, measures, bins=24):
@@ -196,9 +211,12 @@ def plot_distributions(sim, real, measures, bins=24):
         edges = np.linspace(*np.percentile(both, [.5, 99.5]), bins)
         if real is not None: ax.hist(real[k].dropna(), edges, density=True, color="C0", alpha=.5, label="real")
         ax.hist(sim[k].dropna(), edges, density=True, histtype="step", color="C1", lw=1.4, label="simulated")
-        ax.set_title(k.replace("_", " "), fontsize=9); ax.set_yticks([]); ax.tick_params(labelsize=7)
+        ax.set_title(k.replace("_", " "), fontsize=9)
+        ax.set_yticks([])
+        ax.tick_params(labelsize=7)
     for ax in axes.ravel()[len(measures):]: ax.axis("off")
-    axes[0, 0].legend(fontsize=7, frameon=False); fig.tight_layout()
+    axes[0, 0].legend(fontsize=7, frameon=False)
+    fig.tight_layout()
     return fig
 
 # %% ../../nbs/simulation/08_believability.ipynb #f2bcda59
@@ -210,9 +228,14 @@ def plot_beats(groups: dict, fs: int = 500):
         low, mid, high = np.nanpercentile(np.stack(beats), [25, 50, 75], axis=0)
         t = (np.arange(mid.shape[1]) / fs - .3) * 1000
         for k, ax in enumerate(axes.ravel()):
-            ax.fill_between(t, low[k], high[k], color=color, alpha=.2, lw=0); ax.plot(t, mid[k], color=color, lw=1.2, label=name)
-            ax.set_title(LEADS[k], fontsize=9, loc="left"); ax.tick_params(labelsize=7)
-    axes[0, 0].legend(fontsize=7, frameon=False); fig.supxlabel("time from R (ms)", fontsize=8); fig.supylabel("mV", fontsize=8); fig.tight_layout()
+            ax.fill_between(t, low[k], high[k], color=color, alpha=0.2, lw=0)
+            ax.plot(t, mid[k], color=color, lw=1.2, label=name)
+            ax.set_title(LEADS[k], fontsize=9, loc="left")
+            ax.tick_params(labelsize=7)
+    axes[0, 0].legend(fontsize=7, frameon=False)
+    fig.supxlabel("time from R (ms)", fontsize=8)
+    fig.supylabel("mV", fontsize=8)
+    fig.tight_layout()
     return fig
 
 def centred_beat(signal, fs: int = 500, mask=None):
@@ -225,7 +248,10 @@ def centred_beat(signal, fs: int = 500, mask=None):
     return None if bounds is None else beat - np.median(beat[:, max(0, bounds[0] - 8):bounds[0]], 1, keepdims=True)
 
 # %% ../../nbs/simulation/08_believability.ipynb #a9c4b3f2
-NORM_OF = {"rate": "heart_rate", "pr": "pr_ms", "qrs": "qrs_ms", "qtc": "qtc_ms", "axis": "axis_deg", "R_V1": "r_v1", "S_V1": "s_v1", "R_V6": "r_v6", "S_V6": "s_v6"}
+NORM_OF = {
+    "rate": "heart_rate", "pr": "pr_ms", "qrs": "qrs_ms", "qtc": "qtc_ms", "axis": "axis_deg", "R_V1": "r_v1",
+    "S_V1": "s_v1", "R_V6": "r_v6", "S_V6": "s_v6"
+}
 
 def standard_score(values, measure: str, age_days):
     "Distance from the norm's median in standard deviations, (p98 − p2) being 4.11 of them."
@@ -234,7 +260,9 @@ def standard_score(values, measure: str, age_days):
 
 def score_by_age(measured: pd.DataFrame, edges=(0, 30, 183, 366, 1096, 2922, 4383, 6000)) -> pd.DataFrame:
     "Median standard score by age band and measure: 0 on the published median, ±2 at the limits."
-    z = pd.DataFrame({k: standard_score(measured[k], k, measured.age_days) for k in NORM_OF if k in measured}, index=measured.index)
+    z = pd.DataFrame(
+        {k: standard_score(measured[k], k, measured.age_days) for k in NORM_OF if k in measured}, index=measured.index
+    )
     return z.groupby(pd.cut(measured.age_days, edges), observed=True).median().T
 
 # %% ../../nbs/simulation/08_believability.ipynb #dfdd0c2b
@@ -245,12 +273,20 @@ def plot_norms(sim, real=None, measures=tuple(NORM_OF)):
     age = np.geomspace(1, 5844, 200)
     for ax, k in zip(axes.ravel(), measures):
         low, mid, high = (norm(NORM_OF[k], age, q) for q in (2, 50, 98))
-        ax.fill_between(age, low, high, color="C0", alpha=.15, label="published 2nd to 98th"); ax.plot(age, mid, "C0", lw=1, label="published median")
+        ax.fill_between(age, low, high, color="C0", alpha=0.15, label="published 2nd to 98th")
+        ax.plot(age, mid, "C0", lw=1, label="published median")
         s = sim[["age_days", k]].dropna().sort_values("age_days")
         ax.scatter(s.age_days, s[k], s=6, color="C1", alpha=.5, label="simulated")
         ax.plot(s.age_days, s[k].rolling(21, center=True, min_periods=7).median(), color="C1", lw=1.6)
-        if real is not None: ax.scatter(real.age_days, real[k], marker="x", s=28, color="k", lw=1, label="real (hospital)")
-        ax.set_xscale("log"); ax.set_xlim(1, 6200); ax.set_title(k.replace("_", " "), fontsize=9)
-        ax.set_xticks([1, 7, 30, 182, 365, 1826, 5479], ["1 d", "1 w", "1 mo", "6 mo", "1 y", "5 y", "15 y"], fontsize=7); ax.tick_params(axis="y", labelsize=7)
-    axes[0, 0].legend(fontsize=6.5, frameon=False); fig.tight_layout()
+        if real is not None:
+            ax.scatter(real.age_days, real[k], marker="x", s=28, color="k", lw=1, label="real (hospital)")
+        ax.set_xscale("log")
+        ax.set_xlim(1, 6200)
+        ax.set_title(k.replace("_", " "), fontsize=9)
+        ax.set_xticks(
+            [1, 7, 30, 182, 365, 1826, 5479], ["1 d", "1 w", "1 mo", "6 mo", "1 y", "5 y", "15 y"], fontsize=7
+        )
+        ax.tick_params(axis="y", labelsize=7)
+    axes[0, 0].legend(fontsize=6.5, frameon=False)
+    fig.tight_layout()
     return fig

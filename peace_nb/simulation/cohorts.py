@@ -51,7 +51,7 @@ def header(
     name: str,          # record name, also the stem of both files
     digital,            # (C, T) int16
     leads,              # C lead names, spelled as the layout spells them
-    fs: int,            # samples a second
+    fs: int,            # samples per second
     gain,               # C floats, steps per millivolt
     baseline,           # C ints
     when=None,          # datetime of the recording, written where the layout has it
@@ -85,8 +85,11 @@ ZZU_BANDS = pd.DataFrame({   # days, share of records %, share with nine leads %
     "share": (100 * PUBLISHED["records"] / PUBLISHED["records"].sum()).round(2).to_numpy(),
     "nine_leads": (100 * PUBLISHED["nine_leads"] / PUBLISHED["records"]).round(1).to_numpy()})
 
-# records a patient: (number, share of patients %); long tails are cut, the setting `max_records` cuts further
-MIMIC_RECORDS = ((1, 35.5), (2, 18.1), (3, 9.), (4, 8.8), (5, 5.), (6, 4.), (7, 3.), (8, 2.), (9, 1.7), (10, 4.), (15, 4.5), (30, 4.4))
+# records per patient: (number, share of patients %); long tails are cut, the setting `max_records` cuts further
+MIMIC_RECORDS = (
+    (1, 35.5), (2, 18.1), (3, 9.0), (4, 8.8), (5, 5.0), (6, 4.0), (7, 3.0), (8, 2.0), (9, 1.7), (10, 4.0), (15, 4.5),
+    (30, 4.4)
+)
 PTBXL_RECORDS = ((1, 89.), (2, 8.), (3, 2.), (4, 1.))
 ZZU_RECORDS = ((1, 85.5), (2, 10.), (3, 2.7), (4, 1.), (6, .6), (10, .2))
 
@@ -99,7 +102,7 @@ def _draw(rng, table, n):
     return rng.choice(values, n, p=shares / shares.sum())
 
 def _expand(rng, n_patients, table, max_records):
-    "One row a record: patient number and how many earlier records the patient has."
+    "One row per record: patient number and how many earlier records the patient has."
     n = np.minimum(_draw(rng, table, n_patients), max_records).astype(int)
     patient = np.repeat(np.arange(n_patients), n)
     visit = np.arange(len(patient)) - np.repeat(np.cumsum(n) - n, n)
@@ -130,7 +133,9 @@ def _child_roster(rng, n_patients, table, max_records, first_year=2018, years=6.
     since = days.cumsum() - np.repeat(days.cumsum()[r.visit == 0], np.bincount(r.patient))
     r["age_days"] = np.clip(np.floor(age[r.patient] + since), 1, 5474)
     r["sex"] = np.where(rng.random(n_patients) < .427, "F", "M")[r.patient]
-    r["when"] = [datetime(first_year, 1, 1) + timedelta(seconds=int(s)) for s in start[r.patient] * 31557600 + since * 86400]
+    r["when"] = [
+        datetime(first_year, 1, 1) + timedelta(seconds=int(s)) for s in start[r.patient] * 31557600 + since * 86400
+    ]
     row = np.searchsorted(ZZU_BANDS.to_day.to_numpy(), r.age_days, side="right").clip(0, len(ZZU_BANDS) - 1)
     r["leads"] = np.where(rng.random(len(r)) * 100 < ZZU_BANDS.nine_leads.to_numpy()[row], 9, 12)
     return r.assign(seconds=_draw(rng, ZZU_SECONDS, n_patients)[r.patient])
@@ -142,9 +147,9 @@ def roster(
     layout: str,        # one of `LAYOUTS`
     n_patients: int,
     seed: int = 0,
-    max_records=None,   # at most this many records a patient; the default is 10 adults, 4 in PTB-XL, 10 for children
+    max_records=None,   # at most this many records per patient; the default is 10 adults, 4 in PTB-XL, 10 for children
 ) -> pd.DataFrame:
-    "One row a record: patient, visit, age_days, sex, when, seconds, leads. Depends on the seed only."
+    "One row per record: patient, visit, age_days, sex, when, seconds, leads. Depends on the seed only."
     if layout not in LAYOUTS: raise PeaceError(f"unknown layout {layout!r}; choose one of {', '.join(LAYOUTS)}")
     if n_patients < 1: raise PeaceError(f"n_patients must be at least 1, not {n_patients}")
     rng = np.random.default_rng([seed, LAYOUTS.index(layout)])
@@ -154,7 +159,8 @@ def roster(
     return _child_roster(rng, n_patients, ZZU_RECORDS, most)
 
 # %% ../../nbs/simulation/07_simulated_cohorts.ipynb #cbeca74a
-AMPLIFIER_RAIL_MV = 26.6   # where ZZU's amplifier saturates; `signals.RAIL_MV`, at which a lead is flagged, lies a little below
+# where ZZU's amplifier saturates; `signals.RAIL_MV`, at which a lead is flagged, lies a little below
+AMPLIFIER_RAIL_MV = 26.6
 
 def spoil_lead(signals, rows, rng):
     "All zeros or a run of NaN in one random lead of each of the given rows, in place."
@@ -189,7 +195,7 @@ class CohortSettings:
     seed: int = 0
     label_noise: float = 0.     # share of label entries flipped before they are written
     rates: tuple = (500, 100)   # PTB-XL only: which of records500 and records100 to write
-    max_records: int = 0        # at most so many records a patient, 0 for the layout's own limit
+    max_records: int = 0        # at most so many records per patient, 0 for the layout's own limit
     damaged: float = -1.        # share of records with a NaN or all-zero lead (or a rail, ZZU); -1 for the real share
     shard: int = 100            # records a shard, a detail of the work that also decides the random streams
 
@@ -203,7 +209,8 @@ def _shards(r, size):
         full, piece, number = 0, [], 0
         for n in rows.groupby("patient").size():   # a patient has one record length
             if full and full + n > size: number, full = number + 1, 0
-            piece += [number] * n; full += n
+            piece += [number] * n
+            full += n
         pieces += [g for _, g in rows.groupby(np.array(piece))]
     return pieces
 
@@ -212,7 +219,8 @@ def _simulate(s: CohortSettings, part: pd.DataFrame, number: int, rng):
     "Yield `(rows of the roster, Simulation, labels to write)` of a shard, a block of the simulator at a time."
     population = "child" if s.layout == "zzu-pecg" else "adult"
     stream = int(np.random.SeedSequence([s.seed, LAYOUTS.index(s.layout), number]).generate_state(1)[0])
-    first = part.drop_duplicates("patient")   # each person is drawn once: all his records show the same heart in the same chest
+    # each person is drawn once: all his records show the same heart in the same chest
+    first = part.drop_duplicates("patient")
     people = draw_patients(np.random.default_rng([stream, 1]), len(first), population, first.age_days.to_numpy())
     people["sex"] = first.sex.to_numpy()
     number_of = pd.Series(np.arange(len(first)), index=first.patient)
@@ -220,7 +228,9 @@ def _simulate(s: CohortSettings, part: pd.DataFrame, number: int, rng):
         rows = part.iloc[block * BLOCK:(block + 1) * BLOCK]
         who, age = number_of[rows.patient].to_numpy(), rows.age_days.to_numpy(float)
         hearts = {k: v[who] for k, v in people.items()} | {"age_days": age, "years": age / 365.25}
-        sim = simulate_people(np.random.default_rng([stream, 2, block]), hearts, who, block, population, stream, 500, rows.seconds.iloc[0])
+        sim = simulate_people(
+            np.random.default_rng([stream, 2, block]), hearts, who, block, population, stream, 500, rows.seconds.iloc[0]
+        )
         true = sim.labels.to_numpy().astype(int)
         yield rows, sim, np.where(rng.random(true.shape) < s.label_noise, 1 - true, true)
 
@@ -236,18 +246,30 @@ NINE = tuple(n for n in UPPER if n not in ("V2", "V4", "V6"))
 
 def _mimic_records(root, s, rows, sim, written, rng):
     "Write the records of a block in MIMIC's layout; return one dict a record for each of its tables."
-    x = sim.signals; bad = rng.random(len(rows)) < s.damage
+    x = sim.signals
+    bad = rng.random(len(rows)) < s.damage
     spoil_lead(x, np.flatnonzero(bad), rng)
     order, out = [LEADS.index(n) for n in MIMIC_LEADS], []
     for i, r in enumerate(rows.itertuples()):
         positives, truth = _positives(sim.labels.columns, written[i]), sim.table.iloc[i].to_dict()
-        subject, study = 10_000_000 + _scramble(r.patient, 9_999_991, 7_368_787), 40_000_000 + _scramble(r.Index, 9_999_991, 6_291_469)
+        subject, study = (
+            10_000_000 + _scramble(r.patient, 9_999_991, 7_368_787),
+            40_000_000 + _scramble(r.Index, 9_999_991, 6_291_469)
+        )
         path = f"files/p{str(subject)[:4]}/p{subject}/s{study}/{study}"
-        write_record(root / path, digitise(x[i, order], 200), MIMIC_LEADS, 500, 200., 0, r.when, [f"<subject_id>: {subject}"])
+        write_record(
+            root / path, digitise(x[i, order], 200), MIMIC_LEADS, 500, 200.0, 0, r.when, [f"<subject_id>: {subject}"]
+        )
         lines = mimic_report(positives, truth.get("heart_rate", 70.), rng, bool(bad[i]))[:18]
-        out.append({"subject_id": subject, "study_id": study, "path": path, "ecg_time": f"{r.when:%Y-%m-%d %H:%M:%S}", "lines": lines,
-                    "measured": mimic_measurements(truth, positives, rng, bool(bad[i])), "cart": 6_800_000 + _scramble(r.patient // 50, 9973, 31),
-                    "age": int(r.age_days // 365.25), "sex": r.sex, "year": r.when.year, "record": study} | _truth(sim, i))
+        out.append(
+            {
+                "subject_id": subject, "study_id": study, "path": path, "ecg_time": f"{r.when:%Y-%m-%d %H:%M:%S}",
+                "lines": lines, "measured": mimic_measurements(truth, positives, rng, bool(bad[i])),
+                "cart": 6_800_000 + _scramble(r.patient // 50, 9973, 31), "age": int(r.age_days // 365.25),
+                "sex": r.sex, "year": r.when.year, "record": study
+            }
+            | _truth(sim, i)
+        )
     return out
 
 # %% ../../nbs/simulation/07_simulated_cohorts.ipynb #5bebe8de
@@ -257,21 +279,32 @@ def _truth(sim, i): return {"true": "".join(str(int(v)) for v in sim.labels.to_n
 
 def _ptbxl_records(root, s, rows, sim, written, rng):
     "Write the records of a block in PTB-XL's layout; return one dict a record with the columns of its table."
-    x = sim.signals; spoil_lead(x, np.flatnonzero(rng.random(len(rows)) < s.damage / 5), rng)
+    x = sim.signals
+    spoil_lead(x, np.flatnonzero(rng.random(len(rows)) < s.damage / 5), rng)
     x = np.nan_to_num(x)   # PTB-XL has no NaN; a dead lead is flat
     at = {500: x, 100: resample_poly(x, 1, 5, axis=-1, padtype="line") if 100 in s.rates else None}
     out = []
     for i, r in enumerate(rows.itertuples()):
-        positives, angle, ecg_id = _positives(sim.labels.columns, written[i]), float(sim.table.axis_deg.iloc[i]), r.Index + 1
-        names = {f: f"records{f}/{ecg_id // 1000 * 1000:05d}/{ecg_id:05d}_{'lr' if f == 100 else 'hr'}" for f in (100, 500)}
+        positives, angle, ecg_id = (
+            _positives(sim.labels.columns, written[i]), float(sim.table.axis_deg.iloc[i]), r.Index + 1
+        )
+        names = {
+            f: f"records{f}/{ecg_id // 1000 * 1000:05d}/{ecg_id:05d}_{'lr' if f == 100 else 'hr'}" for f in (100, 500)
+        }
         for f in s.rates: write_record(root / names[f], digitise(at[f][i], 1000), UPPER, f, 1000., 0)
         german, years = bool(r.patient % 3), r.age_days // 365.25
         statements, axis = scp_codes(positives, rng), heart_axis(positives, angle, rng)
-        out.append({"ecg_id": ecg_id, "patient_id": float(1 + _scramble(r.patient, 99_991, 61_637)), "age": 300. if years > 89 else float(years),
-                    "sex": int(r.sex == "F"), "site": float(r.patient % 3), "device": "CS-12   E" if german else "AT-6 C 5.5",
-                    "recording_date": f"{r.when:%Y-%m-%d %H:%M:%S}", "report": ptbxl_report(positives, german, axis), "scp_codes": str(statements),
-                    "heart_axis": axis, "strat_fold": 1 + _scramble(r.patient, 10, 7), "filename_lr": names[100],
-                    "filename_hr": names[500], "record": ecg_id} | _truth(sim, i))
+        out.append(
+            {
+                "ecg_id": ecg_id, "patient_id": float(1 + _scramble(r.patient, 99_991, 61_637)),
+                "age": 300.0 if years > 89 else float(years), "sex": int(r.sex == "F"), "site": float(r.patient % 3),
+                "device": "CS-12   E" if german else "AT-6 C 5.5", "recording_date": f"{r.when:%Y-%m-%d %H:%M:%S}",
+                "report": ptbxl_report(positives, german, axis), "scp_codes": str(statements), "heart_axis": axis,
+                "strat_fold": 1 + _scramble(r.patient, 10, 7), "filename_lr": names[100], "filename_hr": names[500],
+                "record": ecg_id
+            }
+            | _truth(sim, i)
+        )
     return out
 
 # %% ../../nbs/simulation/07_simulated_cohorts.ipynb #dff57a79
@@ -290,14 +323,23 @@ def _zzu_records(root, s, rows, sim, written, rng):
         leads = NINE if r.leads == 9 else UPPER
         record = x[i, [UPPER.index(n) for n in leads]]
         gain, baseline = own_gain(record)
-        patient = f"P{r.patient + 1:05d}"; name = f"{patient}_E{r.visit + 1:02d}"; file = f"{patient[:3]}/{patient}/{name}"
+        patient = f"P{r.patient + 1:05d}"
+        name = f"{patient}_E{r.visit + 1:02d}"
+        file = f"{patient[:3]}/{patient}/{name}"
         write_record(root / "Child_ecg" / file, digitise(record, gain, baseline), leads, 500, gain, baseline)
         aha, chn = zzu_pack(zzu_findings(_positives(sim.labels.columns, written[i]), rng), codes)
         bas = (.93, .98) if railed[i] else (.95, .999)
-        out.append({"Filename": file, "ECG_ID": name, "Patient_ID": patient, "Age": f"{int(r.age_days)}d", "Gender": "'Female'" if r.sex == "F" else "'Male'",
-                    "Acquisition_date": f"{r.when:%Y-%m-%d %H:%M:%S}", "Sampling_point": record.shape[1], "Lead": len(leads), "AHA_code": aha, "CHN_code": chn,
-                    "ICD-10 code": zzu_icd(rng.random() < (.503 if len(leads) == 9 else .226), rng), "pSQI": zzu_sqi(leads, .3, .65, rng),
-                    "basSQI": zzu_sqi(leads, *bas, rng), "bSQI": zzu_sqi(leads, .97, 1., rng), "record": name} | _truth(sim, i))
+        out.append(
+            {
+                "Filename": file, "ECG_ID": name, "Patient_ID": patient, "Age": f"{int(r.age_days)}d",
+                "Gender": "'Female'" if r.sex == "F" else "'Male'", "Acquisition_date": f"{r.when:%Y-%m-%d %H:%M:%S}",
+                "Sampling_point": record.shape[1], "Lead": len(leads), "AHA_code": aha, "CHN_code": chn,
+                "ICD-10 code": zzu_icd(rng.random() < (0.503 if len(leads) == 9 else 0.226), rng),
+                "pSQI": zzu_sqi(leads, 0.3, 0.65, rng), "basSQI": zzu_sqi(leads, *bas, rng),
+                "bSQI": zzu_sqi(leads, 0.97, 1.0, rng), "record": name
+            }
+            | _truth(sim, i)
+        )
     return out
 
 # %% ../../nbs/simulation/07_simulated_cohorts.ipynb #e054f4db
@@ -308,15 +350,25 @@ def _csv(frame, path):
 def _mimic_tables(root, rows):
     "`record_list.csv`, `machine_measurements.csv` and, as MIMIC-IV has it, `hosp/patients.csv`."
     t = pd.DataFrame(rows).sort_values(["subject_id", "ecg_time", "study_id"], kind="stable")
-    _csv(t.assign(file_name=t.study_id)[["subject_id", "study_id", "file_name", "ecg_time", "path"]], root / "record_list.csv")
+    _csv(
+        t.assign(file_name=t.study_id)[["subject_id", "study_id", "file_name", "ecg_time", "path"]],
+        root / "record_list.csv"
+    )
     m = t[["subject_id", "study_id", "cart", "ecg_time"]].rename(columns={"cart": "cart_id"})
     for k in range(18): m[f"report_{k}"] = [lines[k] if k < len(lines) else None for lines in t.lines]
     m["bandwidth"], m["filtering"] = "0.005-150 Hz", "60 Hz notch Baseline filter"
     for k in MIMIC_TIMES: m[k] = [d[k] for d in t.measured]
     _csv(m, root / "machine_measurements.csv")
     p = t.groupby("subject_id", as_index=False).first()
-    _csv(pd.DataFrame({"subject_id": p.subject_id, "gender": p.sex, "anchor_age": np.where(p.age > 89, 91, p.age), "anchor_year": p.year,
-                       "anchor_year_group": "2014 - 2016", "dod": None}), root / "hosp" / "patients.csv")
+    _csv(
+        pd.DataFrame(
+            {
+                "subject_id": p.subject_id, "gender": p.sex, "anchor_age": np.where(p.age > 89, 91, p.age),
+                "anchor_year": p.year, "anchor_year_group": "2014 - 2016", "dod": None
+            }
+        ),
+        root / "hosp" / "patients.csv",
+    )
 
 # %% ../../nbs/simulation/07_simulated_cohorts.ipynb #ff87a7bc
 PTBXL_COLUMNS = ("ecg_id patient_id age sex height weight nurse site device recording_date report scp_codes heart_axis infarction_stadium1 infarction_stadium2 "
@@ -325,20 +377,30 @@ PTBXL_COLUMNS = ("ecg_id patient_id age sex height weight nurse site device reco
 
 def _ptbxl_tables(root, rows):
     t = pd.DataFrame(rows).sort_values("ecg_id", kind="stable")
-    t = t.assign(second_opinion=False, initial_autogenerated_report=False, validated_by_human=True).reindex(columns=PTBXL_COLUMNS)
+    t = t.assign(second_opinion=False, initial_autogenerated_report=False, validated_by_human=True).reindex(
+        columns=PTBXL_COLUMNS
+    )
     _csv(t, root / "ptbxl_database.csv")
     shutil.copyfile(files("peace_nb.labels").joinpath("scp_statements.csv"), root / "scp_statements.csv")
 
-ZZU_COLUMNS = ("Filename,ECG_ID,Patient_ID,Age,Gender,Acquisition_date,Sampling_point,Lead,AHA_code,CHN_code,ICD-10 code,pSQI,basSQI,bSQI").split(",")
+ZZU_COLUMNS = (
+    "Filename,ECG_ID,Patient_ID,Age,Gender,Acquisition_date,Sampling_point,Lead,AHA_code,CHN_code,ICD-10 code,pSQI,basSQI,bSQI"
+).split(",")
 
 def _zzu_tables(root, rows):
     _csv(pd.DataFrame(rows).sort_values("ECG_ID", kind="stable")[ZZU_COLUMNS], root / "AttributesDictionary.csv")
     _csv(zzu_dictionary(), root / "ECGCode.csv")
-    d = pd.DataFrame([(*d[:3], d[1]) for d in ZZU_DISEASES] + [("Other diseases(OD)", "See attribute dictionary file", "See attribute dictionary file", "N/A")],
-                     columns=["Disease Type", "Disease Category", "ICD-10 Code", "ICD-10 Description"])
+    d = pd.DataFrame(
+        [(*d[:3], d[1]) for d in ZZU_DISEASES]
+        + [("Other diseases(OD)", "See attribute dictionary file", "See attribute dictionary file", "N/A")],
+        columns=["Disease Type", "Disease Category", "ICD-10 Code", "ICD-10 Description"],
+    )
     _csv(d, root / "DiseaseCode.csv")
 
-_WRITERS = {"mimic-iv-ecg": (_mimic_records, _mimic_tables), "ptb-xl": (_ptbxl_records, _ptbxl_tables), "zzu-pecg": (_zzu_records, _zzu_tables)}
+_WRITERS = {
+    "mimic-iv-ecg": (_mimic_records, _mimic_tables), "ptb-xl": (_ptbxl_records, _ptbxl_tables),
+    "zzu-pecg": (_zzu_records, _zzu_tables)
+}
 
 # %% ../../nbs/simulation/07_simulated_cohorts.ipynb #035df7db
 MARKER, TRUTH = "SIMULATED.json", "simulated_truth.csv"
@@ -365,7 +427,8 @@ def _work(root, s: CohortSettings, number_and_part):
     done = root / "_shards" / f"{number:05d}.json"
     if done.exists(): return number
     rng, rows = np.random.default_rng([s.seed, 77, number]), []
-    for block, sim, written in _simulate(s, part, number, rng): rows += _WRITERS[s.layout][0](root, s, block, sim, written, rng)
+    for block, sim, written in _simulate(s, part, number, rng):
+        rows += _WRITERS[s.layout][0](root, s, block, sim, written, rng)
     write_text(done, json.dumps(rows), sync=False)   # a shard lost in a power failure is simulated again
     return number
 
@@ -378,8 +441,11 @@ def _run(root, s, parts, jobs, progress):
 
 # %% ../../nbs/simulation/07_simulated_cohorts.ipynb #14036153
 _NOTE, _OURS = "settings.json", {"_shards", "settings.json", MARKER}
-_MADE = _OURS | {TRUTH, "files", "record_list.csv", "machine_measurements.csv", "hosp", "records100", "records500", "ptbxl_database.csv", "scp_statements.csv",
-                 "Child_ecg", "AttributesDictionary.csv", "ECGCode.csv", "DiseaseCode.csv"}
+_MADE = _OURS | {
+    TRUTH, "files", "record_list.csv", "machine_measurements.csv", "hosp", "records100", "records500",
+    "ptbxl_database.csv", "scp_statements.csv", "Child_ecg", "AttributesDictionary.csv", "ECGCode.csv",
+    "DiseaseCode.csv"
+}
 
 def _read_note(path: Path) -> dict:
     "A marker or note of ours; empty when it is missing or unreadable, which counts as another build."
@@ -391,8 +457,12 @@ def _clear_partial(folder: Path):
     "Remove the remains of a build; `PeaceError` for a folder that may hold anything else."
     names = {p.name for p in folder.iterdir()}
     strange = sorted(n for n in names if (temporary_for(n) or n) not in _MADE)
-    if strange: raise PeaceError(f"{folder} holds {strange[0]}, which no build of a simulated cohort makes; move it away or choose another name")
-    if names and not names & _OURS: raise PeaceError(f"{folder} holds data without the notes of a build: it may be real data and is not touched")
+    if strange:
+        raise PeaceError(
+            f"{folder} holds {strange[0]}, which no build of a simulated cohort makes; move it away or choose another name"
+        )
+    if names and not names & _OURS:
+        raise PeaceError(f"{folder} holds data without the notes of a build: it may be real data and is not touched")
     shutil.rmtree(folder)
 
 # %% ../../nbs/simulation/07_simulated_cohorts.ipynb #c329333c
@@ -402,7 +472,10 @@ def _prepare(root: Path, stamp: dict, overwrite: bool):
     if marker.exists():
         found = _read_note(marker)
         if {k: found.get(k) for k in stamp} == stamp: return None
-        if not overwrite: raise PeaceError(f"{root} holds a simulated cohort of other settings or code; pass overwrite=True to replace it")
+        if not overwrite:
+            raise PeaceError(
+                f"{root} holds a simulated cohort of other settings or code; pass overwrite=True to replace it"
+            )
         shutil.rmtree(root)
     elif root.exists() and any(root.iterdir()): raise PeaceError(f"{root} is not empty and holds no {MARKER}: it may be real data and is not touched")
     elif root.exists(): root.rmdir()
@@ -437,12 +510,20 @@ def write_simulated_cohort(
 # %% ../../nbs/simulation/07_simulated_cohorts.ipynb #4fbfb4ca
 def _finish(build, root, s, stamp, n_shards):
     "Tables, truth and marker; then the folder takes its place."
-    rows = [row for k in range(n_shards) for row in json.loads((build / "_shards" / f"{k:05d}.json").read_text(encoding="utf-8"))]
+    rows = [
+        row
+        for k in range(n_shards)
+        for row in json.loads((build / "_shards" / f"{k:05d}.json").read_text(encoding="utf-8"))
+    ]
     _WRITERS[s.layout][1](build, rows)
     _truth_table(build, rows)
-    marker = stamp | {"n_records": len(rows), "n_patients": s.n_patients, "note": "Simulated ECGs. Not patients. Not for clinical use."}
+    marker = stamp | {
+        "n_records": len(rows), "n_patients": s.n_patients,
+        "note": "Simulated ECGs. Not patients. Not for clinical use."
+    }
     write_text(build / MARKER, json.dumps(marker, indent=1) + "\n")
-    shutil.rmtree(build / "_shards"); (build / _NOTE).unlink()
+    shutil.rmtree(build / "_shards")
+    (build / _NOTE).unlink()
     os.replace(build, root)
     return marker
 
@@ -451,5 +532,6 @@ def folder_hash(root) -> str:
     "SHA-256 over the names and contents of all files in a folder, in sorted order."
     h, root = hashlib.sha256(), Path(root)
     for path in sorted((p for p in root.rglob("*") if p.is_file()), key=lambda p: p.relative_to(root).as_posix()):
-        h.update(path.relative_to(root).as_posix().encode()); h.update(path.read_bytes())
+        h.update(path.relative_to(root).as_posix().encode())
+        h.update(path.read_bytes())
     return h.hexdigest()

@@ -20,7 +20,9 @@ class Beats:
     kind: list = field(default_factory=list)       # 0 conducted, 1 ventricular
     rr: list = field(default_factory=list)         # preceding RR, for the QT of this beat
     def beat(self, t, kind=0):
-        self.rr.append(t - self.qrs[-1] if self.qrs else 0.8); self.qrs.append(t); self.kind.append(kind)
+        self.rr.append(t - self.qrs[-1] if self.qrs else 0.8)
+        self.qrs.append(t)
+        self.kind.append(kind)
     def wave(self, t, kind=0): self.p.append(t); self.p_kind.append(kind)
 
 # %% ../../nbs/simulation/02_rhythm.ipynb #0f00fc30
@@ -59,7 +61,8 @@ def sinus_rhythm(b, t, pr, rr, c, z, u, seconds):
             if not (early_a < .56 and u[30] < .4): b.beat(t[i] + reset + pr * (.9 + .35 * u[31]), 0)
             reset += prem * u[32] * .3
             continue
-        b.wave(t[i] + reset); b.beat(t[i] + reset + pr)
+        b.wave(t[i] + reset)
+        b.beat(t[i] + reset + pr)
     return b
 
 # %% ../../nbs/simulation/02_rhythm.ipynb #baa120dc
@@ -69,9 +72,12 @@ def atrial_fibrillation(b, rr, c, z, u, seconds):
     i = 0
     while t < seconds + 1:
         t += max(mean * (1 + cv * z[i % 64] + .35 * cv * (z[(i * 7 + 3) % 64]**2 - 1)), .27)
-        b.beat(t); i += 1
+        b.beat(t)
+        i += 1
         if c["pvc"] and u[10 + i % 40] < .10 + .1 * c["pvc"]:
-            t += .36 + .1 * u[9]; b.beat(t, 1); t += .25 * mean
+            t += 0.36 + 0.1 * u[9]
+            b.beat(t, 1)
+            t += 0.25 * mean
     return b
 
 def atrial_flutter(b, cycle, z, u, seconds):
@@ -80,7 +86,9 @@ def atrial_flutter(b, cycle, z, u, seconds):
     t, i = -1.5 + u[3] * cycle, 0
     while t < seconds + 1:
         k = ratio if not vary else max(2, ratio + (-1, 0, 0, 1, 2)[int(u[10 + i % 40] * 5)])
-        t += k * cycle; b.beat(t + .004 * z[i % 64]); i += 1
+        t += k * cycle
+        b.beat(t + 0.004 * z[i % 64])
+        i += 1
     return b
 
 # %% ../../nbs/simulation/02_rhythm.ipynb #d75f4bc2
@@ -90,7 +98,8 @@ def svt(b, rr, z, u, seconds):
     while t < seconds + 1:
         b.beat(t)
         if u[2] < .5: b.wave(t + rp, 1)
-        t += rr * (1 + .006 * z[i % 64]); i += 1
+        t += rr * (1 + 0.006 * z[i % 64])
+        i += 1
     return b
 
 def av_block(b, t, pr, c, z, u, seconds, qrs_wide):
@@ -135,9 +144,11 @@ def rate_of(beats, seconds):
     "Mean ventricular rate per minute, and the spread of sinus RR (largest − smallest, s), within the recording"
     rate, spread = np.zeros(len(beats)), np.zeros(len(beats))
     for i, b in enumerate(beats):
-        t = np.array(b.qrs); k = np.array(b.kind)
+        t = np.array(b.qrs)
+        k = np.array(b.kind)
         inside = (t > 0) & (t < seconds)
-        rr = np.diff(t[inside]); ok = (k[inside][1:] == 0) & (k[inside][:-1] == 0)
+        rr = np.diff(t[inside])
+        ok = (k[inside][1:] == 0) & (k[inside][:-1] == 0)
         rate[i] = 60 / rr.mean() if len(rr) else 60 * inside.sum() / seconds
         spread[i] = np.ptp(rr[ok]) if ok.sum() > 1 else 0
     return rate, spread

@@ -34,8 +34,11 @@ class StoreDataset:
         idx = self.indices[np.asarray(positions, np.int64)]
         x, mask = self.store.batch(idx)
         if self.normaliser is not None: x = self.normaliser.apply(x, mask)
-        return {"signals": from_numpy(x), "mask": from_numpy(mask.astype(np.float32)), "labels": from_numpy(self.labels[idx]),
-                "age_years": from_numpy(self.age_years[idx]), "index": from_numpy(idx)}
+        return {
+            "signals": from_numpy(x), "mask": from_numpy(mask.astype(np.float32)),
+            "labels": from_numpy(self.labels[idx]), "age_years": from_numpy(self.age_years[idx]),
+            "index": from_numpy(idx)
+        }
 
     def __getitem__(self, i) -> dict: return {k: v[0] for k, v in self.__getitems__([i]).items()}
 

@@ -37,12 +37,20 @@ def prepare_chunk(cohort, spec: SignalSpec, ids: list) -> Chunk:
     units, masks = np.empty((len(ids), len(spec.leads), spec.n), np.int16), np.zeros((len(ids), len(spec.leads)), bool)
     flags, good, bad, clipped = [], [], [], 0
     for rid in ids:
-        try: units[len(good)], masks[len(good)], found, c = _one(cohort, spec, rid)
-        except PeaceError as e: bad.append({"record_id": rid, "kind": getattr(e, "kind", "unreadable"), "reason": str(e)}); continue
-        flags.append(quality_text(found)); good.append(rid); clipped += c
+        try:
+            units[len(good)], masks[len(good)], found, c = _one(cohort, spec, rid)
+        except PeaceError as e:
+            bad.append({"record_id": rid, "kind": getattr(e, "kind", "unreadable"), "reason": str(e)})
+            continue
+        flags.append(quality_text(found))
+        good.append(rid)
+        clipped += c
     table = cohort.table.loc[good].copy()
     table["quality"] = ["; ".join(filter(None, pair)) for pair in zip(table["quality"].fillna(""), flags)]
-    return Chunk(units[: len(good)], masks[: len(good)], table, cohort.labels.loc[good].astype("float32"), pd.DataFrame(bad, columns=SET_ASIDE), clipped)
+    return Chunk(
+        units[: len(good)], masks[: len(good)], table, cohort.labels.loc[good].astype("float32"),
+        pd.DataFrame(bad, columns=SET_ASIDE), clipped
+    )
 
 # %% ../../nbs/store/03_build.ipynb #ddb4c074
 def spool(
@@ -55,8 +63,13 @@ def spool(
     folder.mkdir(parents=True)
     cohort.table.to_parquet(folder / "table.parquet", row_group_size=1024)
     cohort.labels.to_parquet(folder / "labels.parquet", row_group_size=1024)
-    write_json(folder / "cohort.json", {"name": cohort.name, "root": str(cohort.root), "fingerprint": cohort.fingerprint, "records": len(cohort.table),
-                                        "check": getattr(cohort, "check", True), "coverage": _told(cohort.coverage)})
+    write_json(
+        folder / "cohort.json",
+        {
+            "name": cohort.name, "root": str(cohort.root), "fingerprint": cohort.fingerprint,
+            "records": len(cohort.table), "check": getattr(cohort, "check", True), "coverage": _told(cohort.coverage)
+        },
+    )
     return folder
 
 class SpooledCohort:
@@ -73,7 +86,12 @@ class SpooledCohort:
         first, last = a // 1024, (b - 1) // 1024
         frames = []
         for f in ("table", "labels"):
-            with pq.ParquetFile(self.folder / f"{f}.parquet") as file: frames.append(file.read_row_groups(list(range(first, last + 1))).to_pandas().iloc[a - 1024 * first: b - 1024 * first])
+            with pq.ParquetFile(self.folder / f"{f}.parquet") as file:
+                frames.append(
+                    file.read_row_groups(list(range(first, last + 1)))
+                    .to_pandas()
+                    .iloc[a - 1024 * first : b - 1024 * first]
+                )
         return Cohort(self.name, Path(self.meta["root"]), *frames, None, self.meta["check"])
 
 # %% ../../nbs/store/03_build.ipynb #cd4d6ad9
@@ -114,7 +132,7 @@ def build_store(
     jobs: int = 1, # worker processes
     progress: bool = True, # show a bar (only where a terminal reads along)
     overwrite: bool = False, # replace a store made from something else, or a damaged one
-    chunk: int = 256, # records a chunk: what a kill can cost
+    chunk: int = 256, # records per chunk: what a kill can cost
     tick=None, # called with (records finished, all records) after every chunk
 ) -> SignalStore:
     "Prepare a cohort into a store; resumes a killed build; bad records are set aside with their reason."
@@ -125,14 +143,24 @@ def build_store(
     todo = [(i, min(i + chunk, total)) for i in range(0, total, chunk)]
     writer = Writer(path, spec, json.dumps([source, spec.to_dict(), chunk]))
     try:
-        with tqdm(total=total, initial=min(writer.done * chunk, total), unit="ECG", disable=None if progress else True, desc=path.name, leave=False) as bar:
+        with tqdm(
+            total=total, initial=min(writer.done * chunk, total), unit="ECG", disable=None if progress else True,
+            desc=path.name, leave=False
+        ) as bar:
             for done in _chunks(cohort, spec, todo[writer.done:], jobs):
-                writer.append(done); bar.update(len(done.table) + len(done.bad))
+                writer.append(done)
+                bar.update(len(done.table) + len(done.bad))
                 if tick is not None: tick(min(writer.done * chunk, total), total)
         if not writer.rows:
             why = f": {writer.receipts[0]['bad'][0]['reason']}" if writer.receipts and writer.receipts[0]["bad"] else ""
             writer.discard()
             raise PeaceError(f"no record of {cohort.name} could be used{why}")
-        writer.finish(source, {"built_by": "build", "cohort": cohort.name, "given": total, "coverage": _told(getattr(cohort, "coverage", None))})
+        writer.finish(
+            source,
+            {
+                "built_by": "build", "cohort": cohort.name, "given": total,
+                "coverage": _told(getattr(cohort, "coverage", None))
+            },
+        )
     finally: writer.close()   # an open file could be neither moved nor removed on Windows
     return SignalStore.open(path, spec)

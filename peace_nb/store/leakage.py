@@ -74,7 +74,8 @@ def fingerprints(
         at = np.arange(i, min(i + batch, len(store)))
         x, mask = store.batch(at)
         keys[at] = keys_of(_spectra_of(store, x, mask))
-        for j in at: exact[j] = np.frombuffer(hashlib.blake2b(store.array[j].tobytes(), digest_size=16).digest(), np.uint8)
+        for j in at:
+            exact[j] = np.frombuffer(hashlib.blake2b(store.array[j].tobytes(), digest_size=16).digest(), np.uint8)
     return keys, exact
 
 def _spectra_of(store, x, mask): return spectra(x, mask, store.spec.fs, store.spec.leads, min(10.0, store.spec.seconds))
@@ -109,7 +110,10 @@ def _confirmed(stores: tuple, pairs: np.ndarray, alike: float, block: int = 256)
     for at in range(0, len(pairs), block):
         part = pairs[at: at + block]
         a, b = (_spectra_of(s, *s.batch(part[:, c])) for c, s in enumerate(stores))
-        if a.shape != b.shape: raise PeaceError(f"{stores[0].path.name} and {stores[1].path.name} hold records of different length, which cannot be compared")
+        if a.shape != b.shape:
+            raise PeaceError(
+                f"{stores[0].path.name} and {stores[1].path.name} hold records of different length, which cannot be compared"
+            )
         kept += [(int(i), int(j), float(r)) for (i, j), r in zip(part, agreement(a, b)) if r >= alike]
     return kept
 
@@ -118,7 +122,7 @@ def copies(
     other: SignalStore | None = None, # another cohort; within `store` when None
     alike: float = ALIKE, # agreement from which two records are one recording
     prints: tuple | None = None, # `fingerprints(store)` where they are known already
-) -> pd.DataFrame: # record, twin (ids), agreement, exact; one row a pair
+) -> pd.DataFrame: # record, twin (ids), agreement, exact; one row per pair
     "The same recording twice, whatever its rate, gain, filter or order of leads."
     keys, exact = prints or fingerprints(store)
     if other is None: found, same, right = _candidates(keys), set(_equal(exact)), store
@@ -129,13 +133,20 @@ def copies(
         first = {bytes(h): i for i, h in reversed(list(enumerate(exact)))}
         same = {(first[bytes(h)], j) for j, h in enumerate(exact2) if bytes(h) in first}
     near = [(i, j, r) for i, j, r in _confirmed((store, right), found, alike) if (i, j) not in same]
-    rows = [(store.table.index[i], right.table.index[j], r, e) for e, pairs in ((True, [(i, j, 1.0) for i, j in sorted(same)]), (False, near)) for i, j, r in pairs]
+    rows = [
+        (store.table.index[i], right.table.index[j], r, e)
+        for e, pairs in ((True, [(i, j, 1.0) for i, j in sorted(same)]), (False, near))
+        for i, j, r in pairs
+    ]
     return pd.DataFrame(rows, columns=["record", "twin", "agreement", "exact"])
 
 # %% ../../nbs/store/06_leakage.ipynb #1e260483
 def _finding(check: str, verdict: str, count: int = 0, examples=(), told: str = "") -> dict:
     "One row of the audit."
-    return {"check": check, "verdict": verdict, "count": int(count), "examples": "; ".join(map(str, list(examples)[:5])), "told": told}
+    return {
+        "check": check, "verdict": verdict, "count": int(count), "examples": "; ".join(map(str, list(examples)[:5])),
+        "told": told
+    }
 
 def _patients(store, split) -> dict:
     "Patients with records in several parts."
@@ -143,7 +154,10 @@ def _patients(store, split) -> dict:
     who = store.table["patient_id"].astype(str)
     parts = split.reindex(store.table.index).groupby(who.to_numpy()).nunique()
     leaked = parts.index[parts > 1]
-    return _finding("patients across parts", "leak" if len(leaked) else "ok", len(leaked), leaked, f"{len(parts)} patients in {split.nunique()} parts")
+    return _finding(
+        "patients across parts", "leak" if len(leaked) else "ok", len(leaked), leaked,
+        f"{len(parts)} patients in {split.nunique()} parts"
+    )
 
 # %% ../../nbs/store/06_leakage.ipynb #0346bcac
 def _recordings(store, split, prints, alike) -> list:
@@ -151,41 +165,67 @@ def _recordings(store, split, prints, alike) -> list:
     found = copies(store, None, alike, prints)
     name = [f"{a} = {b}" for a, b in zip(found.record, found.twin)]
     who = store.table["patient_id"].astype(str)
-    apart = (who.reindex(found.record).to_numpy() != who.reindex(found.twin).to_numpy()) if len(found) else np.zeros(0, bool)
+    apart = (
+        (who.reindex(found.record).to_numpy() != who.reindex(found.twin).to_numpy())
+        if len(found)
+        else np.zeros(0, bool)
+    )
     rows = [_finding(f"{what} copies within", "look" if hit.any() else "ok", hit.sum(), np.array(name, object)[hit])
             for what, hit in (("exact", found.exact.to_numpy(bool)), ("near", ~found.exact.to_numpy(bool)))]
-    rows.append(_finding("copies under two patients", "look" if apart.any() else "ok", apart.sum(), np.array(name, object)[apart]))
+    rows.append(
+        _finding(
+            "copies under two patients", "look" if apart.any() else "ok", apart.sum(), np.array(name, object)[apart]
+        )
+    )
     if split is None: return rows + [_finding("copies across parts", "not checked", told="no split was given")]
-    cross = (split.reindex(found.record).to_numpy() != split.reindex(found.twin).to_numpy()) if len(found) else np.zeros(0, bool)
-    return rows + [_finding("copies across parts", "leak" if cross.any() else "ok", cross.sum(), np.array(name, object)[cross])]
+    cross = (
+        (split.reindex(found.record).to_numpy() != split.reindex(found.twin).to_numpy())
+        if len(found)
+        else np.zeros(0, bool)
+    )
+    return rows + [
+        _finding("copies across parts", "leak" if cross.any() else "ok", cross.sum(), np.array(name, object)[cross])
+    ]
 
 def _elsewhere(store, others, prints, alike) -> list:
     "Copies in other cohorts."
     rows = []
     for other in others:
         found = copies(store, other, alike, prints)
-        rows.append(_finding(f"copies in {other.path.name}", "look" if len(found) else "ok", len(found), [f"{a} = {b}" for a, b in zip(found.record, found.twin)],
-                             "a model trained on one must not be tested on the other" if len(found) else ""))
+        rows.append(
+            _finding(
+                f"copies in {other.path.name}", "look" if len(found) else "ok", len(found),
+                [f"{a} = {b}" for a, b in zip(found.record, found.twin)],
+                "a model trained on one must not be tested on the other" if len(found) else ""
+            )
+        )
     return rows
 
 # %% ../../nbs/store/06_leakage.ipynb #f6789606
 def _distance(a: Normaliser, b: Normaliser) -> float:
     "Largest difference of means and scales, in units of the scale."
-    return float(max(np.abs(np.asarray(a.mean) - b.mean).max(), np.abs(np.asarray(a.std) - b.std).max()) / np.max(b.std))
+    return float(
+        max(np.abs(np.asarray(a.mean) - b.mean).max(), np.abs(np.asarray(a.std) - b.std).max()) / np.max(b.std)
+    )
 
 def _statistics(store, split, normaliser) -> dict:
     "Whether a normaliser is the one that the training records give."
     name = "statistics from train alone"
-    if normaliser is None or split is None: return _finding(name, "not checked", told="no checkpoint or no split was given")
+    if normaliser is None or split is None:
+        return _finding(name, "not checked", told="no checkpoint or no split was given")
     part = split.reindex(store.table.index).to_numpy()
     groups = {p: np.flatnonzero(part == p) for p in dict.fromkeys(part) if isinstance(p, str)}
     if "train" not in groups: return _finding(name, "not checked", told="the split has no part called train")
-    fits = {"train": fit_normaliser(store, groups["train"]), "all records": fit_normaliser(store)} | {p: fit_normaliser(store, i) for p, i in groups.items() if p != "train"}
+    fits = {"train": fit_normaliser(store, groups["train"]), "all records": fit_normaliser(store)} | {
+        p: fit_normaliser(store, i) for p, i in groups.items() if p != "train"
+    }
     off = {k: _distance(normaliser, f) for k, f in fits.items()}
     nearest = min(off, key=off.get)
     if off["train"] < 1e-5: return _finding(name, "ok", told=f"agrees with the training records to {off['train']:.1e}")
-    return _finding(name, "leak" if nearest != "train" and off[nearest] < 1e-5 else "look", 1, [nearest],
-                    f"differs from the training records by {off['train']:.1e} of the scale; nearest: {nearest} ({off[nearest]:.1e})")
+    return _finding(
+        name, "leak" if nearest != "train" and off[nearest] < 1e-5 else "look", 1, [nearest],
+        f"differs from the training records by {off['train']:.1e} of the scale; nearest: {nearest} ({off[nearest]:.1e})"
+    )
 
 # %% ../../nbs/store/06_leakage.ipynb #38d73015
 ENTRIES = {"signals", "mask", "labels", "age_years", "index"}   # all that a batch may hold
@@ -203,12 +243,18 @@ def _batch_entries(store) -> dict:
     "What one batch holds."
     batch = StoreDataset(store, np.arange(min(4, len(store)))).__getitems__([0])
     strange = sorted((set(batch) - ENTRIES) | {k for k, v in batch.items() if not hasattr(v, "dtype")})
-    return _finding("entries of a batch", "leak" if strange else "ok", len(strange), strange, "held: " + ", ".join(batch))
+    return _finding(
+        "entries of a batch", "leak" if strange else "ok", len(strange), strange, "held: " + ", ".join(batch)
+    )
 
 # %% ../../nbs/store/06_leakage.ipynb #0984d542
 def _words(store) -> pd.Series: # one set of words a record
     "The letters in identifiers and folders, without digits: what could spell a diagnosis."
-    text = store.table.index.to_series().astype(str) + "/" + store.table.get("path", pd.Series("", store.table.index)).astype(str)
+    text = (
+        store.table.index.to_series().astype(str)
+        + "/"
+        + store.table.get("path", pd.Series("", store.table.index)).astype(str)
+    )
     return text.map(lambda t: frozenset(re.findall(r"[a-z]{2,}", t.lower())))
 
 def _guesses(store) -> dict: # what one could look at -> (N,) numbers
@@ -216,7 +262,8 @@ def _guesses(store) -> dict: # what one could look at -> (N,) numbers
     ways = {"order": np.arange(len(store), dtype=float), "number of leads": store.mask.sum(1).astype(float)}
     sets = _words(store)
     counts = pd.Series([w for s in sets for w in s]).value_counts()
-    for w in counts.index[(counts >= 5) & (counts < len(store))][:50]: ways[f"the word {w!r}"] = sets.map(lambda s: w in s).to_numpy(float)
+    for w in counts.index[(counts >= 5) & (counts < len(store))][:50]:
+        ways[f"the word {w!r}"] = sets.map(lambda s: w in s).to_numpy(float)
     return ways
 
 def _names(store, above: float = 0.9) -> list:
@@ -227,7 +274,10 @@ def _names(store, above: float = 0.9) -> list:
         for k, label in enumerate(store.labels.columns):
             a = _auroc(score, labels[:, k])
             if a >= above: found[way if way in found else "words"].append(f"{label} by {way} ({a:.2f})")
-    told = {"order": "the order of the records", "number of leads": "the number of recorded leads", "words": f"{max(0, len(ways) - 2)} words in names and folders"}
+    told = {
+        "order": "the order of the records", "number of leads": "the number of recorded leads",
+        "words": f"{max(0, len(ways) - 2)} words in names and folders"
+    }
     return rows + [_finding(f"labels from {k}", "look" if v else "ok", len(v), v, told[k]) for k, v in found.items()]
 
 # %% ../../nbs/store/06_leakage.ipynb #7526b641
@@ -239,7 +289,12 @@ def audit(
     alike: float = ALIKE, # agreement from which two records are one recording
 ) -> pd.DataFrame: # check, verdict ("ok", "look", "leak", "not checked"), count, examples, told
     "Everything that can be found out about leakage from a store."
-    if split is not None and (lost := store.table.index.difference(split.index)).size: raise PeaceError(f"the split does not say where record {lost[0]} belongs")
+    if split is not None and (lost := store.table.index.difference(split.index)).size:
+        raise PeaceError(f"the split does not say where record {lost[0]} belongs")
     prints = fingerprints(store)
-    return pd.DataFrame([_patients(store, split), *_recordings(store, split, prints, alike), *_elsewhere(store, others, prints, alike),
-                         _statistics(store, split, normaliser), *_names(store)])
+    return pd.DataFrame(
+        [
+            _patients(store, split), *_recordings(store, split, prints, alike),
+            *_elsewhere(store, others, prints, alike), _statistics(store, split, normaliser), *_names(store)
+        ]
+    )

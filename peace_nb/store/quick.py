@@ -23,7 +23,8 @@ def _lanes_of(names: tuple, units: tuple, leads: tuple):
     return np.array([found.index(leads[i]) for i in there]), np.array(there), np.array(scale)
 
 @lru_cache(maxsize=64)
-def _ratio(fs_in: float, fs_out: float) -> tuple: return Fraction(fs_out / fs_in).limit_denominator(2000).as_integer_ratio() # (up, down)
+def _ratio(fs_in: float, fs_out: float) -> tuple:
+    return Fraction(fs_out / fs_in).limit_denominator(2000).as_integer_ratio()  # (up, down)
 
 def prepare_counts(
     counts, # records.Counts
@@ -36,14 +37,19 @@ def prepare_counts(
     if (seen := survey(d, round(spec.seconds * fs))) is None or seen[3]: return None
     (low, high, sums, _), (lane, there, scale) = seen, lanes
     if check and counts.sums.any() and ((sums - counts.sums) % 65536).any(): return None
-    mask, (high, low) = np.zeros(len(spec.leads), bool), (_volts(v, counts, scale, lane, there, len(spec.leads)) for v in (high, low))
+    mask, (high, low) = (
+        np.zeros(len(spec.leads), bool), (_volts(v, counts, scale, lane, there, len(spec.leads)) for v in (high, low))
+    )
     mask[there] = True
     flags, mask = judge(np.zeros(len(mask)), high, low, mask, spec.leads)
     if not mask.any(): return None
     if len(d) < round(fs * spec.seconds): flags["short"] = [f"{len(d) / fs:.1f}s"]
     T, sos = min(len(d), int((spec.seconds + 2) * fs) + 1), sections(fs, *spec.band) if spec.band else np.empty((0, 6))
     kept = mask[there]
-    units, clipped = condition(counts, T, lane[kept], scale, sos, min(T - 1, int(2 * fs)) if len(sos) else 0, (1, 1) if fs == spec.fs else _ratio(fs, spec.fs), spec.n)
+    units, clipped = condition(
+        counts, T, lane[kept], scale, sos, min(T - 1, int(2 * fs)) if len(sos) else 0,
+        (1, 1) if fs == spec.fs else _ratio(fs, spec.fs), spec.n
+    )
     out = np.zeros((len(spec.leads), spec.n), np.int16)
     out[there[kept]] = units.T[: kept.sum()]
     return out, mask, flags, clipped
@@ -61,7 +67,8 @@ def survey(
 ): # (low (C,), high (C,), sums (C,), gaps bool), or None where nothing is compiled
     "What has to be known about a record before it is prepared."
     if not COMPILED: return None
-    low, high, sums = np.full(d.shape[1], 32767, np.int16), np.full(d.shape[1], -32768, np.int16), np.zeros(d.shape[1], np.int64)
+    C = d.shape[1]
+    low, high, sums = np.full(C, 32767, np.int16), np.full(C, -32768, np.int16), np.zeros(C, np.int64)
     return low, high, sums, COMPILED["_survey"](d, window, low, high, sums)
 
 # %% ../../nbs/store/04_quick.ipynb #83510b54
@@ -75,10 +82,11 @@ def condition(
     ratio: tuple, # (up, down) of the resampling, in lowest terms
     n: int, # samples wanted
 ): # ((n, LANES) int16 microvolts, lanes in the order of `lane`; samples that had to be clipped)
-    "Filter, resample, round: the bits of `sosfiltfilt`, `resample_poly` and a rounding to microvolts. `warm` has to have been called."
+    "Filter, resample, round: the bits of `sosfiltfilt`, `resample_poly` and a rounding to microvolts, after `warm`."
     lanes = np.concatenate([lane, np.full(LANES - len(lane), lane[0])])
     fits = [v[lanes] for v in (counts.baseline, counts.gain, scale)]
-    alike = len(counts.names) == LANES and np.array_equal(lanes, np.arange(LANES)) and all((v == v[0]).all() for v in fits)
+    in_order = len(counts.names) == LANES and np.array_equal(lanes, np.arange(LANES))
+    alike = in_order and all((v == v[0]).all() for v in fits)
     x = np.empty((T + 2 * pad, LANES))
     COMPILED["_spread"](counts.samples, lanes, *fits, alike, pad, x)
     if len(sos): there_and_back(sos, x, pad)
@@ -87,6 +95,7 @@ def condition(
     units[len(made):] = 0
     return units, COMPILED["_round"](made.reshape(-1), units[: len(made)].reshape(-1))
 
+# %% ../../nbs/store/04_quick.ipynb #a752612d
 def _thinned(x: np.ndarray, pad: int, up: int, down: int, n: int) -> np.ndarray: # (at most n, LANES) float32
     "The middle of `x` (T + 2 pad, LANES) at `up / down` times its rate."
     T, (h, skip) = len(x) - 2 * pad, filter_taps(up, down)

@@ -32,15 +32,19 @@ class SignalStore:
     @property
     def _masks(self) -> list: return [f"mask_{l}" for l in self.spec.leads]
     @cached_property
-    def table(self) -> pd.DataFrame: return self._frame.drop(columns=self._masks) # one row a record, index record_id
+    def table(self) -> pd.DataFrame: return self._frame.drop(columns=self._masks) # one row per record, index record_id
     @cached_property
-    def mask(self) -> np.ndarray: return self._frame[self._masks].to_numpy(bool) # (N, L), False where a lead was not recorded
+    def mask(self) -> np.ndarray:
+        return self._frame[self._masks].to_numpy(bool)  # (N, L), False where a lead was not recorded
     @cached_property
-    def labels(self) -> pd.DataFrame: return _rows_of(self.path / "labels.parquet") # (N, K) float, NaN where the cohort cannot say
+    def labels(self) -> pd.DataFrame:
+        return _rows_of(self.path / "labels.parquet")  # (N, K) float, NaN where the cohort cannot say
     @property
-    def set_aside(self) -> pd.DataFrame: return pd.read_csv(self.path / "set_aside.csv", dtype=str) # record_id, kind, reason
+    def set_aside(self) -> pd.DataFrame:
+        return pd.read_csv(self.path / "set_aside.csv", dtype=str)  # record_id, kind, reason
     @cached_property
-    def array(self) -> np.ndarray: return np.load(self.path / "signals.npy", mmap_mode="r") # (N, L, n) int16, memory-mapped
+    def array(self) -> np.ndarray:
+        return np.load(self.path / "signals.npy", mmap_mode="r")  # (N, L, n) int16, memory-mapped
 
     def __len__(self): return self.meta["records"]
     def __getstate__(self): return {"path": self.path, "meta": self.meta}   # a worker process opens its own map
@@ -61,12 +65,19 @@ def _check_store(store):
         if not (path / f).is_file(): raise PeaceError(f"{path} is damaged: {f} is missing")
     head = npy_header((n, len(store.spec.leads), store.spec.n))
     with open(path / "signals.npy", "rb") as f: found = f.read(len(head))
-    if found != head: raise PeaceError(f"{path / 'signals.npy'} is damaged: its header does not describe {n} records of {store.spec.n} samples")
+    if found != head:
+        raise PeaceError(
+            f"{path / 'signals.npy'} is damaged: its header does not describe {n} records of {store.spec.n} samples"
+        )
     want, have = len(head) + n * len(store.spec.leads) * store.spec.n * 2, (path / "signals.npy").stat().st_size
     if want != have: raise PeaceError(f"{path / 'signals.npy'} is damaged: it has {have} bytes, {want} are expected")
     for k in ("table", "labels"):
-        try: rows = pq.read_metadata(path / f"{k}.parquet").num_rows   # the footer; the rows are read when they are asked for
-        except (OSError, ValueError) as e: raise PeaceError(f"{path / (k + '.parquet')} is damaged: {str(e).splitlines()[0]}") from e
+        try:
+            rows = pq.read_metadata(
+                path / f"{k}.parquet"
+            ).num_rows  # the footer; the rows are read when they are asked for
+        except (OSError, ValueError) as e:
+            raise PeaceError(f"{path / (k + '.parquet')} is damaged: {str(e).splitlines()[0]}") from e
         if rows != n: raise PeaceError(f"{path / (k + '.parquet')} is damaged: it has {rows} rows, {n} are expected")
 
 # %% ../../nbs/store/01_store.ipynb #99de5a05
@@ -78,11 +89,16 @@ def open(cls: SignalStore,
     "Open a store. Raises `PeaceError` on anything missing, damaged or of another specification."
     path = Path(path)
     if not (path / "store.json").is_file():
-        half = " (an unfinished build lies beside it: build it again to resume)" if path.with_name(path.name + ".partial").exists() else ""
+        half = (
+            " (an unfinished build lies beside it: build it again to resume)"
+            if path.with_name(path.name + ".partial").exists()
+            else ""
+        )
         raise PeaceError(f"{path} is not a signal store: it has no store.json{half}")
     try: store = cls(path, json.loads((path / "store.json").read_text(encoding="utf-8"))); len(store)
     except (ValueError, KeyError, TypeError) as e: raise PeaceError(f"{path / 'store.json'} cannot be read: {e}") from e
-    if spec is not None and store.spec != spec: raise PeaceError(f"{path} holds signals of {store.spec}, but {spec} was asked for")
+    if spec is not None and store.spec != spec:
+        raise PeaceError(f"{path} holds signals of {store.spec}, but {spec} was asked for")
     _check_store(store)
     return store
 
@@ -94,9 +110,13 @@ def batch(self: SignalStore,
     "Signals and masks of a batch. The gather runs in ascending order, the result has the order asked for."
     idx = np.asarray(idx, dtype=np.int64).reshape(-1)
     if len(idx) and not (0 <= idx.min() and idx.max() < len(self)):
-        raise IndexError(f"{self.path.name} has {len(self)} records; index {idx.max() if idx.min() >= 0 else idx.min()} is not among them")
+        raise IndexError(
+            f"{self.path.name} has {len(self)} records; index {idx.max() if idx.min() >= 0 else idx.min()} is not among them"
+        )
     units, x = np.asarray(self.array), np.empty((len(idx), len(self.spec.leads), self.spec.n), np.float32)
-    for k in np.argsort(idx, kind="stable"): np.multiply(units[idx[k]], MICROVOLT, out=x[k])   # from the map to its place, converted on the way
+    # from the map to its place, converted on the way
+    for k in np.argsort(idx, kind="stable"):
+        np.multiply(units[idx[k]], MICROVOLT, out=x[k])
     return x, self.mask[idx]
 
 @patch
@@ -116,7 +136,9 @@ def finished_store(path: Path, spec: SignalSpec, source: str, overwrite: bool): 
     try:
         store = SignalStore.open(path, spec)
         if source and store.meta["source"] == source: return store
-        raise PeaceError(f"{path} already holds a store made from {store.meta['source'][:60] or 'something else'!r}; delete it or choose another path")
+        raise PeaceError(
+            f"{path} already holds a store made from {store.meta['source'][:60] or 'something else'!r}; delete it or choose another path"
+        )
     except PeaceError:
         if not overwrite: raise
     clear(path)
@@ -140,7 +162,8 @@ def create(cls: SignalStore,
     try:
         with tqdm(total=total, unit="ECG", disable=None if progress else True, desc=path.name, leave=False) as bar:
             for signals, mask, table, labels in blocks:
-                writer.append(_checked(signals, mask, table, labels, spec, seen)); bar.update(len(table))
+                writer.append(_checked(signals, mask, table, labels, spec, seen))
+                bar.update(len(table))
         if not writer.done: raise PeaceError(f"no block was given for {path}")
     except BaseException: writer.discard(); raise   # an iterator cannot be resumed: leave nothing behind
     writer.finish(source, {"built_by": "create"})
@@ -151,10 +174,13 @@ def _checked(signals, mask, table, labels, spec: SignalSpec, seen: set) -> Chunk
     "A block as a chunk, after its shapes and identifiers have been found to fit."
     want = (len(table), len(spec.leads), spec.n)
     if np.shape(signals) != want or np.shape(mask) != want[:2] or len(labels) != want[0]:
-        raise PeaceError(f"a block has signals {np.shape(signals)}, mask {np.shape(mask)}, {len(table)} table and {len(labels)} label rows; {want} is expected")
+        raise PeaceError(
+            f"a block has signals {np.shape(signals)}, mask {np.shape(mask)}, {len(table)} table and {len(labels)} label rows; {want} is expected"
+        )
     if not np.isfinite(signals).all(): raise PeaceError(f"a block holds NaN (first record {table.index[0]})")
     ids = table.index.astype(str)
-    if (twice := seen & set(ids)) or not ids.is_unique: raise PeaceError(f"record {min(twice or ids[ids.duplicated()])} was given twice")
+    if (twice := seen & set(ids)) or not ids.is_unique:
+        raise PeaceError(f"record {min(twice or ids[ids.duplicated()])} was given twice")
     seen.update(ids)
     units, clipped = to_int16(signals)
     table, labels = table.set_axis(ids.rename("record_id")), labels.set_axis(ids.rename("record_id")).astype("float32")

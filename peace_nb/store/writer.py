@@ -40,14 +40,21 @@ FILES = ("signals.npy", "table.parquet", "labels.parquet", "set_aside.csv", "sto
 def clear(folder: Path):
     "Remove a store or the remains of a build, and refuse to remove a folder that holds anything else."
     if not folder.exists(): return
-    strange = sorted(p.name for p in folder.iterdir() if (temporary_for(p.name) or p.name) not in (*FILES, "parts", "plan.json"))
-    if strange: raise PeaceError(f"{folder} holds {strange[0]}, which is no part of a signal store; move it away or choose another path")
+    strange = sorted(
+        p.name for p in folder.iterdir() if (temporary_for(p.name) or p.name) not in (*FILES, "parts", "plan.json")
+    )
+    if strange:
+        raise PeaceError(
+            f"{folder} holds {strange[0]}, which is no part of a signal store; move it away or choose another path"
+        )
     shutil.rmtree(folder)
 
 def npy_header(shape: tuple) -> bytes:
     "The header of an int16 `.npy` file; numpy pads it, so its length does not depend on the number of records."
     buffer = io.BytesIO()
-    np.lib.format.write_array_header_1_0(buffer, {"descr": "<i2", "fortran_order": False, "shape": tuple(map(int, shape))})
+    np.lib.format.write_array_header_1_0(
+        buffer, {"descr": "<i2", "fortran_order": False, "shape": tuple(map(int, shape))}
+    )
     return buffer.getvalue()
 
 # %% ../../nbs/store/02_writer.ipynb #ccfd29d5
@@ -61,7 +68,8 @@ class Chunk:
     bad: pd.DataFrame       # record_id, kind, reason of the records set aside
     clipped: int = 0        # samples that did not fit into int16
 
-SET_ASIDE = ["record_id", "kind", "reason"]   # columns of `set_aside.csv`; the kinds are the keys of `peace_nb.signals.prepare.FAULTS`
+# columns of `set_aside.csv`; the kinds are the keys of `peace_nb.signals.prepare.FAULTS`
+SET_ASIDE = ["record_id", "kind", "reason"]
 
 def _write_frame(df: pd.DataFrame, path: Path):
     "A Parquet file, whole or not at all. Not synced: what a power failure takes is prepared again."
@@ -98,7 +106,8 @@ class Writer:
         if self.file.stat().st_size < vouched:
             raise PeaceError(f"{self.file} is shorter than its receipts say; delete {self.dir} and build again")
         self.f = open(self.file, "r+b")
-        self.f.truncate(vouched); self.f.seek(vouched)
+        self.f.truncate(vouched)
+        self.f.seek(vouched)
 
     @property
     def done(self) -> int: return len(self.receipts)   # chunks already on disk
@@ -115,7 +124,8 @@ def _plan_of(note: Path):
 def append(self: Writer, chunk: Chunk):
     "Signals first, then the receipt that vouches for them."
     raw = np.ascontiguousarray(chunk.units, "<i2").tobytes()
-    self.f.write(raw); self.f.flush()
+    self.f.write(raw)
+    self.f.flush()
     stem = self.parts / f"{self.done:07d}"
     masks = pd.DataFrame(chunk.mask, columns=[f"mask_{l}" for l in self.spec.leads], index=chunk.table.index)
     _write_frame(chunk.table.join(masks), stem.with_suffix(".table"))
@@ -124,23 +134,31 @@ def append(self: Writer, chunk: Chunk):
     receipt = {"rows": len(chunk.units), "clipped": chunk.clipped, "sha256": hashlib.sha256(raw).hexdigest(),
                "tables": digest, "bad": chunk.bad.to_dict("records")}
     write_json(stem.with_suffix(".json"), receipt, sync=False)
-    self.receipts.append(receipt); self.rows += receipt["rows"]
+    self.receipts.append(receipt)
+    self.rows += receipt["rows"]
 
 # %% ../../nbs/store/02_writer.ipynb #b85864c8
 @patch
 def finish(self: Writer, source: str, note: dict) -> Path:
     "Write header, tables and `store.json`, then rename the folder into place."
-    self.f.seek(0); self.f.write(npy_header((self.rows, len(self.spec.leads), self.spec.n)))
-    self.f.flush(); os.fsync(self.f.fileno()); self.close()
-    for k in ("table", "labels"): _join_frames([self.parts / f"{i:07d}.{k}" for i in range(self.done)], self.dir / f"{k}.parquet")
+    self.f.seek(0)
+    self.f.write(npy_header((self.rows, len(self.spec.leads), self.spec.n)))
+    self.f.flush()
+    os.fsync(self.f.fileno())
+    self.close()
+    for k in ("table", "labels"):
+        _join_frames([self.parts / f"{i:07d}.{k}" for i in range(self.done)], self.dir / f"{k}.parquet")
     bad = pd.DataFrame([b for r in self.receipts for b in r["bad"]], columns=SET_ASIDE)
     bad.to_csv(self.dir / "set_aside.csv", index=False, lineterminator="\n")
-    digest = hashlib.sha256(json.dumps([self.spec.to_dict(), [[r["tables"], r["sha256"]] for r in self.receipts if r["rows"]]]).encode()).hexdigest()
+    digest = hashlib.sha256(
+        json.dumps([self.spec.to_dict(), [[r["tables"], r["sha256"]] for r in self.receipts if r["rows"]]]).encode()
+    ).hexdigest()
     write_json(self.dir / "store.json", {
         "format": 2, "spec": self.spec.to_dict(), "records": self.rows, "set_aside": len(bad), "unit": "1 µV",
         "clipped_samples": sum(r["clipped"] for r in self.receipts), "source": source, "fingerprint": digest,
         "chunks": [[r["rows"], r["sha256"]] for r in self.receipts], **note})
-    shutil.rmtree(self.parts); (self.dir / "plan.json").unlink()
+    shutil.rmtree(self.parts)
+    (self.dir / "plan.json").unlink()
     os.replace(self.dir, self.path)
     return self.path
 
@@ -148,13 +166,19 @@ def finish(self: Writer, source: str, note: dict) -> Path:
 def _join_frames(parts: list, path: Path):
     "Parquet files under each other as one, a part at a time; a column without values takes its type from the other parts."
     schemas = [pq.read_schema(p) for p in parts]
-    schema = pa.unify_schemas([s.remove_metadata() for s in schemas], promote_options="permissive").with_metadata(schemas[0].metadata)
+    schema = pa.unify_schemas([s.remove_metadata() for s in schemas], promote_options="permissive").with_metadata(
+        schemas[0].metadata
+    )
     with replacing(path, sync=False) as tmp, pq.ParquetWriter(tmp, schema) as out:
         waiting, rows = [], 0
         for p in parts:
-            waiting.append(_fitted(pq.read_table(p), schema)); rows += len(waiting[-1])
+            waiting.append(_fitted(pq.read_table(p), schema))
+            rows += len(waiting[-1])
             if rows >= 4096 or p is parts[-1]: out.write_table(pa.concat_tables(waiting)); waiting, rows = [], 0
 
 def _fitted(table, schema):
     "The columns of an Arrow table in the order and types of `schema`; an absent one is empty."
-    return pa.table([table[f.name].cast(f.type) if f.name in table.column_names else pa.nulls(len(table), f.type) for f in schema], schema=schema)
+    return pa.table(
+        [table[f.name].cast(f.type) if f.name in table.column_names else pa.nulls(len(table), f.type) for f in schema],
+        schema=schema
+    )

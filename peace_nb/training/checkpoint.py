@@ -44,8 +44,9 @@ def read_tensors(
     "What `write_tensors` wrote; `PeaceError` names a file that is missing or damaged"
     if not Path(path).is_file(): raise PeaceError(f"{path} does not exist.")
     try:
-        with safe_open(path, "pt") as f: return {k: f.get_tensor(k).clone() for k in f.keys()}, json.loads((f.metadata() or {}).get("info", "{}"))
-    except Exception as fault: raise PeaceError(f"{path} is not a readable safetensors file ({fault}).") from fault
+        with safe_open(path, "pt") as f:
+            return {k: f.get_tensor(k).clone() for k in f.keys()}, json.loads((f.metadata() or {}).get("info", "{}"))
+    except Exception as error: raise PeaceError(f"{path} is not a readable safetensors file ({error}).") from error
 
 # %% ../../nbs/training/02_checkpoint.ipynb #fcf5f2ee
 def tensor_hash(
@@ -55,7 +56,8 @@ def tensor_hash(
     h = hashlib.sha256()
     for k in sorted(tensors):
         v = tensors[k].detach().cpu().contiguous()
-        h.update(f"{k} {v.dtype} {tuple(v.shape)}".encode()); h.update(v.reshape(-1).view(torch.uint8).numpy().tobytes())
+        h.update(f"{k} {v.dtype} {tuple(v.shape)}".encode())
+        h.update(v.reshape(-1).view(torch.uint8).numpy().tobytes())
     return h.hexdigest()
 
 # %% ../../nbs/training/02_checkpoint.ipynb #3e1b925e
@@ -86,7 +88,10 @@ def predict_logits(
 ) -> np.ndarray:           # (n, K) float32 logits
     "Logits of the ECG path for each item, in evaluation mode; nothing but `signals`, `mask` and, where the method reads it, the age reaches the method"
     first = next(method.parameters(), None)
-    device, was_training, reads = "cpu" if first is None else first.device, method.training, ("signals", "mask", *(("age_years",) if getattr(method, "reads_age", False) else ()))
+    device, was_training, reads = (
+        "cpu" if first is None else first.device, method.training,
+        ("signals", "mask", *(("age_years",) if getattr(method, "reads_age", False) else ()))
+    )
     positions = np.arange(len(data)) if positions is None else positions
     batches, out = np.array_split(positions, max(1, -(-len(positions) // batch_size))), []
     method.eval()
@@ -116,21 +121,28 @@ def load_weights(
     "Load weights and report what was loaded; `PeaceError` for an empty match, and for any mismatch unless `partial`"
     own = method.state_dict()
     reshaped = [k for k in own if k in tensors and own[k].shape != tensors[k].shape]
-    report = dict(loaded=[k for k in own if k in tensors and k not in reshaped], missing=[k for k in own if k not in tensors],
-                  unexpected=[k for k in tensors if k not in own], reshaped=reshaped)
+    report = dict(
+        loaded=[k for k in own if k in tensors and k not in reshaped], missing=[k for k in own if k not in tensors],
+        unexpected=[k for k in tensors if k not in own], reshaped=reshaped
+    )
     if not report["loaded"]:
         names = f"first name there {min(tensors, default='none')!r}, here {min(own)!r}"
         raise PeaceError(f"{source} share no tensor with the model ({names}): nothing was loaded.")
     for kind in ("missing", "unexpected", "reshaped"):
         if report[kind] and not partial:
-            raise PeaceError(f"{source} do not fit the model: {len(report[kind])} tensors are {kind}, first {report[kind][0]!r}.")
+            raise PeaceError(
+                f"{source} do not fit the model: {len(report[kind])} tensors are {kind}, first {report[kind][0]!r}."
+            )
     method.load_state_dict({k: tensors[k] for k in report["loaded"]}, strict=False)
     return report
 
 # %% ../../nbs/training/02_checkpoint.ipynb #35740c01
 def versions() -> dict:
     "Versions of what shapes a result"
-    return {name: importlib.metadata.version(name) for name in ("peace_nb", "torch", "numpy", "scipy", "pandas", "accelerate")}
+    return {
+        name: importlib.metadata.version(name)
+        for name in ("peace_nb", "torch", "numpy", "scipy", "pandas", "accelerate")
+    }
 
 def save_model(
     folder,                 # where to write model.safetensors and model.json
@@ -142,9 +154,13 @@ def save_model(
     "Write a checkpoint that can be used without anything else, atomically"
     folder = Path(folder)
     state = method.state_dict()
-    facts = {"format": 1, "name": method.name, "labels": list(method.labels), "config": method.config, "spec": spec.to_dict(),
-             "normaliser": normaliser.to_dict(), "weights": tensor_hash(state), "versions": versions(), "meta": meta or {}}
-    text = json.dumps(facts, indent=1, sort_keys=True) + "\n"   # first, so that what is no JSON fails before anything is written
+    facts = {
+        "format": 1, "name": method.name, "labels": list(method.labels), "config": method.config,
+        "spec": spec.to_dict(), "normaliser": normaliser.to_dict(), "weights": tensor_hash(state),
+        "versions": versions(), "meta": meta or {}
+    }
+    # first, so that what is no JSON fails before anything is written
+    text = json.dumps(facts, indent=1, sort_keys=True) + "\n"
     write_tensors(folder / "model.safetensors", state)
     write_text(folder / "model.json", text)
     return folder
@@ -160,7 +176,9 @@ def check_labels(
     if have == want: return
     missing, extra = [l for l in want if l not in have], [l for l in have if l not in want]
     parts = [f"{what} {', '.join(which)}" for what, which in (("lacks", missing), ("adds", extra)) if which]
-    raise PeaceError(f"{source} is of another label space: it {' and '.join(parts) or 'has the same labels in another order'}.")
+    raise PeaceError(
+        f"{source} is of another label space: it {' and '.join(parts) or 'has the same labels in another order'}."
+    )
 
 # %% ../../nbs/training/02_checkpoint.ipynb #69f9e7b6
 def read_facts(
@@ -170,10 +188,13 @@ def read_facts(
     path = Path(folder) / "model.json"
     if not path.is_file(): raise PeaceError(f"{folder} holds no model: {path} does not exist.")
     try: facts = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as fault: raise PeaceError(f"{path} is not readable JSON ({fault}).") from fault
-    missing = {"format", "config", "labels", "spec", "normaliser", "weights"} - set(facts if isinstance(facts, dict) else ())
+    except ValueError as error: raise PeaceError(f"{path} is not readable JSON ({error}).") from error
+    missing = {"format", "config", "labels", "spec", "normaliser", "weights"} - set(
+        facts if isinstance(facts, dict) else ()
+    )
     if missing: raise PeaceError(f"{path} lacks {', '.join(sorted(missing))}.")
-    if facts["format"] != 1: raise PeaceError(f"{path} has format {facts['format']}, and this version of peace_nb reads format 1.")
+    if facts["format"] != 1:
+        raise PeaceError(f"{path} has format {facts['format']}, and this version of peace_nb reads format 1.")
     return facts
 
 # %% ../../nbs/training/02_checkpoint.ipynb #00476beb
@@ -186,12 +207,20 @@ def load_model(
     if labels is not None: check_labels(facts["labels"], labels, folder)
     tensors, _ = read_tensors(folder / "model.safetensors")
     if tensor_hash(tensors) != facts["weights"]:
-        raise PeaceError(f"{folder / 'model.safetensors'} does not belong to the model.json beside it: its hash differs.")
+        raise PeaceError(
+            f"{folder / 'model.safetensors'} does not belong to the model.json beside it: its hash differs."
+        )
     method = build_method(**facts["config"])
     check_labels(method.labels, facts["labels"], folder / "model.json")
     report = load_weights(method, tensors, source=str(folder / "model.safetensors"))
-    meta = {**facts.get("meta", {}), "name": facts.get("name", method.name), "versions": facts.get("versions", {}), "loaded": len(report["loaded"])}
-    return Model(method.eval(), SignalSpec.from_dict(facts["spec"]), Normaliser.from_dict(facts["normaliser"]), tuple(facts["labels"]), meta)
+    meta = {
+        **facts.get("meta", {}), "name": facts.get("name", method.name), "versions": facts.get("versions", {}),
+        "loaded": len(report["loaded"])
+    }
+    return Model(
+        method.eval(), SignalSpec.from_dict(facts["spec"]), Normaliser.from_dict(facts["normaliser"]),
+        tuple(facts["labels"]), meta
+    )
 
 # %% ../../nbs/training/02_checkpoint.ipynb #76c06e97
 def predict_signals(
@@ -207,11 +236,15 @@ def predict_signals(
     want = (len(model.spec.leads), model.spec.n)
     if signals.ndim != 3 or signals.shape[1:] != want:
         raise PeaceError(f"signals have shape {signals.shape}; the model wants (B, {want[0]}, {want[1]}).")
-    if not np.isfinite(signals[mask]).all(): raise PeaceError("signals hold NaN or infinite values in a recorded lead; `prepare` fills gaps.")
+    if not np.isfinite(signals[mask]).all():
+        raise PeaceError("signals hold NaN or infinite values in a recorded lead; `prepare` fills gaps.")
     x = model.normaliser.apply(signals, mask)
     ages = np.full(len(x), np.nan, "float32") if age_years is None else np.asarray(age_years, "float32")
     if ages.shape != (len(x),): raise PeaceError(f"there are {len(x)} signals and {ages.size} ages.")
-    items = [dict(signals=torch.from_numpy(s), mask=torch.from_numpy(m.astype("float32")), age_years=torch.tensor(a)) for s, m, a in zip(x, mask, ages)]
+    items = [
+        dict(signals=torch.from_numpy(s), mask=torch.from_numpy(m.astype("float32")), age_years=torch.tensor(a))
+        for s, m, a in zip(x, mask, ages)
+    ]
     return expit(predict_logits(model.method, items, batch_size))
 
 # %% ../../nbs/training/02_checkpoint.ipynb #4871e13b
@@ -223,15 +256,21 @@ def predict_store(
     labels: tuple=None,   # a subset to report; all of the model's where not given
 ) -> pd.DataFrame:        # record_id, patient_id, label, score, truth
     "Probabilities and truths of a store's records, in long form. Raises `PeaceError` for a store prepared in another way, or an unknown label"
-    if store.spec != model.spec: raise PeaceError(f"the store was prepared with {store.spec} and the model wants {model.spec}.")
+    if store.spec != model.spec:
+        raise PeaceError(f"the store was prepared with {store.spec} and the model wants {model.spec}.")
     shown = tuple(labels or model.labels)
-    if set(shown) - set(model.labels): raise PeaceError(f"the model has no label {', '.join(sorted(set(shown) - set(model.labels)))}.")
+    if set(shown) - set(model.labels):
+        raise PeaceError(f"the model has no label {', '.join(sorted(set(shown) - set(model.labels)))}.")
     rows, columns = np.arange(len(store)) if rows is None else np.asarray(rows), [model.labels.index(l) for l in shown]
     scores = expit(predict_logits(model.method, StoreDataset(store, rows, model.normaliser), batch_size))[:, columns]
     truth = store.labels.reindex(columns=list(shown)).to_numpy("float64")[rows]
     ids, patients = store.table.index.to_numpy()[rows], store.table["patient_id"].to_numpy()[rows]
-    return pd.DataFrame({"record_id": np.repeat(ids, len(shown)), "patient_id": np.repeat(patients, len(shown)), "label": np.tile(shown, len(rows)),
-                         "score": scores.reshape(-1), "truth": truth.reshape(-1)})
+    return pd.DataFrame(
+        {
+            "record_id": np.repeat(ids, len(shown)), "patient_id": np.repeat(patients, len(shown)),
+            "label": np.tile(shown, len(rows)), "score": scores.reshape(-1), "truth": truth.reshape(-1)
+        }
+    )
 
 # %% ../../nbs/training/02_checkpoint.ipynb #e5916ebf
 def predict_parts(
@@ -241,7 +280,9 @@ def predict_parts(
     parts: tuple=("val", "test"),
 ) -> pd.DataFrame:              # as `predict_store`, with the column part; a part without records has no rows
     "Probabilities and truths of the validation and test records. Raises `PeaceError` for the split of another store, or empty parts"
-    if len(split) != len(store): raise PeaceError(f"the split has {len(split)} records and {store.path} has {len(store)}.")
+    if len(split) != len(store):
+        raise PeaceError(f"the split has {len(split)} records and {store.path} has {len(store)}.")
     rows = {part: np.flatnonzero((split == part).to_numpy()) for part in parts}
-    if not any(map(len, rows.values())): raise PeaceError(f"{store.path}: no record is in the parts {', '.join(parts)}.")
+    if not any(map(len, rows.values())):
+        raise PeaceError(f"{store.path}: no record is in the parts {', '.join(parts)}.")
     return pd.concat([predict_store(model, store, r).assign(part=part) for part, r in rows.items() if len(r)])

@@ -28,7 +28,7 @@ def read_predictions(
     "Read predictions; `PeaceError` names a missing file or column"
     if not Path(path).is_file(): raise PeaceError(f"{path} does not exist.")
     try: found = pd.read_parquet(path)
-    except Exception as fault: raise PeaceError(f"{path} is not a readable parquet file ({fault}).") from fault
+    except Exception as error: raise PeaceError(f"{path} is not a readable parquet file ({error}).") from error
     missing = [c for c in COLUMNS if c not in found]
     if missing: raise PeaceError(f"{path} has no column {missing[0]!r}: it is not a file of predictions.")
     return found

@@ -26,7 +26,8 @@ class Setting:
     "How much of the target training split a method may learn from"
     name: str     # "zero-shot", "50-shot", …, "full"
     shots: float  # most positives a label may have in the training records: 0, k or infinity
-    labelled: bool = True  # whether the labels of the training records, and of the target's validation split, may be used in training
+    # whether the labels of the training records, and of the target's validation split, may be used in training
+    labelled: bool = True
 
 # %% ../../nbs/training/01_protocol.ipynb #b186698c
 def setting(
@@ -36,7 +37,10 @@ def setting(
     if name in ("zero-shot", "full"): return Setting(name, 0 if name == "zero-shot" else float("inf"))
     if name == "unlabelled": return Setting(name, float("inf"), labelled=False)
     found = re.fullmatch(r"([1-9]\d*)-shot", str(name))
-    if not found: raise PeaceError(f"unknown setting {name!r}: expected 'zero-shot', 'unlabelled', 'full' or for example '50-shot'.")
+    if not found:
+        raise PeaceError(
+            f"unknown setting {name!r}: expected 'zero-shot', 'unlabelled', 'full' or for example '50-shot'."
+        )
     return Setting(name, int(found[1]))
 
 SETTINGS = tuple(setting(name) for name in ("zero-shot", "50-shot", "full"))  # the three of the paper
@@ -47,7 +51,8 @@ def check_split(
     split: pd.Series,     # "train", "val" or "test", indexed by record_id; "unused" for records that a filter leaves out
 ) -> pd.DataFrame:        # records and patients of each part
     "Assert that parts are known and share no patient; `PeaceError` names the first patient that is in two parts"
-    if not split.index.equals(patients.index): raise PeaceError("the split and the table list different records, or in another order.")
+    if not split.index.equals(patients.index):
+        raise PeaceError("the split and the table list different records, or in another order.")
     patients, split = patients[split != "unused"], split[split != "unused"]
     unknown = sorted(set(split) - {"train", "val", "test"})
     if unknown: raise PeaceError(f"the split holds an unknown part {unknown[0]!r}: expected 'train', 'val' or 'test'.")
@@ -75,7 +80,7 @@ def support_set(
     seed: int=0,                   # decides the order in which records are visited
     candidates: np.ndarray=None,   # rows that may be drawn: the training split's; all where not given
 ) -> pd.DataFrame:                 # index record_id; columns row, drawn_for, positives
-    "Draw at most `shots` positives a label, rarest label first, no label ever above `shots`"
+    "Draw at most `shots` positives per label, rarest label first, no label ever above `shots`"
     positive = labels.to_numpy(dtype=float) == 1
     rows = np.arange(len(labels)) if candidates is None else np.asarray(candidates)
     available, used, drawn = positive[rows].sum(0), np.zeros(labels.shape[1], int), {}
@@ -87,7 +92,9 @@ def support_set(
             drawn[row], used = labels.columns[k], used + positive[row]
     chosen = np.array(sorted(drawn), dtype=int)
     names = [";".join(labels.columns[positive[row]]) for row in chosen]
-    return pd.DataFrame({"row": chosen, "drawn_for": [drawn[r] for r in chosen], "positives": names}, index=labels.index[chosen])
+    return pd.DataFrame(
+        {"row": chosen, "drawn_for": [drawn[r] for r in chosen], "positives": names}, index=labels.index[chosen]
+    )
 
 # %% ../../nbs/training/01_protocol.ipynb #89d7057d
 def support_report(
@@ -95,14 +102,18 @@ def support_report(
     support: pd.DataFrame,        # what `support_set` returned
     candidates: np.ndarray=None,  # the rows that could be drawn
     shots: int=50,                # the bound that was used
-) -> pd.DataFrame:                # one row a label: available, drawn, why
+) -> pd.DataFrame:                # one row per label: available, drawn, why
     "How many positives each label has in the support set, and why it has no more"
     rows = np.arange(len(labels)) if candidates is None else np.asarray(candidates)
     positive = labels.to_numpy(dtype=float) == 1
-    report = pd.DataFrame({"available": positive[rows].sum(0), "drawn": positive[support["row"]].sum(0)}, index=labels.columns)
+    report = pd.DataFrame(
+        {"available": positive[rows].sum(0), "drawn": positive[support["row"]].sum(0)}, index=labels.columns
+    )
     full = report["drawn"] >= shots
     blocked = (report["drawn"] < report["available"]) & ~full
-    report["why"] = np.select([full, blocked], ["bound reached", "the rest carry a label that is full"], "all there are")
+    report["why"] = np.select(
+        [full, blocked], ["bound reached", "the rest carry a label that is full"], "all there are"
+    )
     return report
 
 # %% ../../nbs/training/01_protocol.ipynb #e8d47216
@@ -119,7 +130,8 @@ def training_rows(
     if how.shots == 0: return train[:0], None
     if how.shots == float("inf"): return train, None
     support = support_set(labels, int(how.shots), seed, train)
-    if not len(support): raise PeaceError(f"{how.name}: no training record carries a positive label, so there is no support set.")
+    if not len(support):
+        raise PeaceError(f"{how.name}: no training record carries a positive label, so there is no support set.")
     return support["row"].to_numpy(), support
 
 # %% ../../nbs/training/01_protocol.ipynb #13f54214
@@ -150,7 +162,8 @@ class Paired:
         self.store, self.indices, self.normaliser = target.store, target.indices, target.normaliser
         name = lambda data: getattr(data, "fingerprint", None) or data.store.fingerprint
         adults = hashlib.sha256(np.ascontiguousarray(source.indices, np.int64).tobytes()).hexdigest()[:16]
-        self.fingerprint = f"{name(target)}+{name(source)}:{adults}"        # a state of a run with other adults is not continued
+        # a state of a run with other adults is not continued
+        self.fingerprint = f"{name(target)}+{name(source)}:{adults}"
 
     def __len__(self): return len(self.target)
 
@@ -210,7 +223,13 @@ def param_groups(
     "Groups for AdamW: with weight decay and without, for each factor of the learning rate; frozen parameters in none. Raises `PeaceError` where nothing can be trained"
     params = [p for p in module.parameters() if p.requires_grad]
     if not params: raise PeaceError(f"{getattr(module, 'name', 'the method')} has no parameter that can be trained.")
-    factors, names = getattr(module, "lr_factors", {}), [(k, p) for k, p in module.named_parameters() if p.requires_grad]
+    factors, names = (
+        getattr(module, "lr_factors", {}), [(k, p) for k, p in module.named_parameters() if p.requires_grad]
+    )
     factor = {k: next((f for start, f in factors.items() if k.startswith(start)), 1.0) for k, _ in names}
-    return [{"params": found, "weight_decay": decay, "factor": f} for f in sorted({1.0, *factor.values()}) for matrix, decay in ((True, weight_decay), (False, 0.0))
-            if (found := [p for k, p in names if factor[k] == f and (p.ndim >= 2) == matrix]) or f == 1.0]
+    return [
+        {"params": found, "weight_decay": decay, "factor": f}
+        for f in sorted({1.0, *factor.values()})
+        for matrix, decay in ((True, weight_decay), (False, 0.0))
+        if (found := [p for k, p in names if factor[k] == f and (p.ndim >= 2) == matrix]) or f == 1.0
+    ]

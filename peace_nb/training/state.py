@@ -22,7 +22,9 @@ def seed_everything(
     seed: int,
 ):
     "Seed Python, NumPy and PyTorch on every device"
-    random.seed(seed); np.random.seed(seed % 2**32); torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
 
 @contextmanager
 def deterministic():
@@ -30,8 +32,10 @@ def deterministic():
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     was, warn = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     bench, fill = torch.backends.cudnn.benchmark, torch.utils.deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True, warn_only=True); torch.backends.cudnn.benchmark = False
-    torch.utils.deterministic.fill_uninitialized_memory = False   # a debugging aid that costs time: we do not read uninitialised memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+    # a debugging aid that costs time: we do not read uninitialised memory
+    torch.utils.deterministic.fill_uninitialized_memory = False
     try: yield
     finally:
         torch.use_deterministic_algorithms(was, warn_only=warn); torch.backends.cudnn.benchmark = bench
@@ -42,10 +46,14 @@ def rng_state() -> dict:  # name -> integer tensor
     "The states of all global random generators, as tensors"
     _, keys, place, has_gauss, gauss = np.random.get_state()
     version, words, gauss_next = random.getstate()
-    spare = float("inf") if gauss_next is None else gauss_next       # the second half of a pair of normal numbers, if one is waiting
-    state = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(keys.astype("int64")), "python": torch.tensor(words, dtype=torch.int64),
-             "numpy_extra": torch.tensor([place, has_gauss, gauss], dtype=torch.float64),
-             "python_extra": torch.tensor([version, spare], dtype=torch.float64)}
+    # the second half of a pair of normal numbers, if one is waiting
+    spare = float("inf") if gauss_next is None else gauss_next
+    state = {
+        "torch": torch.get_rng_state(), "numpy": torch.from_numpy(keys.astype("int64")),
+        "python": torch.tensor(words, dtype=torch.int64),
+        "numpy_extra": torch.tensor([place, has_gauss, gauss], dtype=torch.float64),
+        "python_extra": torch.tensor([version, spare], dtype=torch.float64)
+    }
     if torch.cuda.is_available(): state["cuda"] = torch.cuda.get_rng_state()
     return state
 
@@ -103,8 +111,10 @@ def run_key(
     config: dict, # of the training
 ) -> dict:
     "What makes a run this run and no other; compared before a state is continued"
-    return {"config": config, "method": method.name, "labels": list(method.labels), "initial": tensor_hash(method.state_dict()),
-            "train": data_key(train_data), "val": data_key(val_data)}
+    return {
+        "config": config, "method": method.name, "labels": list(method.labels),
+        "initial": tensor_hash(method.state_dict()), "train": data_key(train_data), "val": data_key(val_data)
+    }
 
 # %% ../../nbs/training/03_state.ipynb #9b47a688
 def append_row(

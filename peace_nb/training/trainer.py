@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['SHARED', 'TrainConfig', 'check_config', 'train_config', 'truths', 'macro_auroc', 'adamw', 'LossModule',
            'resolve_precision', 'make_accelerator', 'Run', 'record_names', 'check_finite', 'to_device', 'drop_leads',
-           'TrainResult', 'train', 'Adapted', 'start_of', 'unlabelled', 'adaptation_data', 'adapt', 'Model',
-           'load_model', 'load_weights', 'predict_signals', 'predict_store', 'read_predictions', 'save_model',
-           'write_predictions']
+           'TrainResult', 'train', 'Adapted', 'start_of', 'unlabelled', 'adaptation_data', 'adapt', 'learns_from',
+           'score_settings', 'Model', 'load_model', 'load_weights', 'predict_signals', 'predict_store',
+           'read_predictions', 'save_model', 'write_predictions']
 
 # %% ../../nbs/training/04_trainer.ipynb #e2828d6f
 import copy, json, time
@@ -28,12 +28,18 @@ from tqdm import tqdm
 
 from ..store.batches import StoreDataset
 from ..settings import PeaceError
-from .checkpoint import (Model, loader, predict_logits, predict_store,
-                                          read_tensors, write_tensors, write_text)
+from peace_nb.training.checkpoint import (
+    Model, load_model, loader, load_weights, predict_logits, predict_signals, predict_store, read_tensors, save_model,
+    write_tensors, write_text
+)
 from .predictions import read_predictions, write_predictions
-from .protocol import (Paired, check_split, epoch_batches, lead_keep, lr_factor, paired_batches, param_groups, rows_of, setting,
-                                        support_report, training_rows)
-from .state import EMA, append_row, cut_rows, deterministic, rng_state, run_key, seed_everything, set_rng_state
+from peace_nb.training.protocol import (
+    Paired, check_split, epoch_batches, lead_keep, lr_factor, paired_batches, param_groups, rows_of, setting,
+    support_report, training_rows
+)
+from peace_nb.training.state import (
+    EMA, append_row, cut_rows, deterministic, rng_state, run_key, seed_everything, set_rng_state
+)
 
 # %% ../../nbs/training/04_trainer.ipynb #02718729
 _all_ = ["Model", "load_model", "load_weights", "predict_signals", "predict_store", "read_predictions", "save_model",
@@ -64,15 +70,21 @@ def check_config(
     cfg: TrainConfig,
 ) -> TrainConfig:
     "The configuration itself; `PeaceError` names the first value that cannot work"
-    least = dict(epochs=1, batch_size=1, checkpoint_every=1, log_every=1, patience=0, workers=0, clip=0, weight_decay=0, seed=0)
+    least = dict(
+        epochs=1, batch_size=1, checkpoint_every=1, log_every=1, patience=0, workers=0, clip=0, weight_decay=0, seed=0
+    )
     for key, low in least.items():
-        if not getattr(cfg, key) >= low: raise PeaceError(f"TrainConfig.{key} is {getattr(cfg, key)}; it must be at least {low}.")
+        if not getattr(cfg, key) >= low:
+            raise PeaceError(f"TrainConfig.{key} is {getattr(cfg, key)}; it must be at least {low}.")
     for key in ("warmup", "final_lr", "ema", "lead_dropout"):
-        if not 0 <= getattr(cfg, key) <= 1: raise PeaceError(f"TrainConfig.{key} is {getattr(cfg, key)}; it must lie between 0 and 1.")
+        if not 0 <= getattr(cfg, key) <= 1:
+            raise PeaceError(f"TrainConfig.{key} is {getattr(cfg, key)}; it must lie between 0 and 1.")
     if not cfg.lr > 0: raise PeaceError(f"TrainConfig.lr is {cfg.lr}; it must be positive.")
     if cfg.ema == 1: raise PeaceError("TrainConfig.ema is 1; the averaged weights would never move.")
     if cfg.mixed_precision not in ("no", "bf16", "fp16", "auto"):
-        raise PeaceError(f"TrainConfig.mixed_precision is {cfg.mixed_precision!r}; expected 'no', 'bf16', 'fp16' or 'auto'.")
+        raise PeaceError(
+            f"TrainConfig.mixed_precision is {cfg.mixed_precision!r}; expected 'no', 'bf16', 'fp16' or 'auto'."
+        )
     return cfg
 
 # %% ../../nbs/training/04_trainer.ipynb #f97b4b98
@@ -83,7 +95,11 @@ def train_config(
     **own,     # entries of `TrainConfig` under names of the step's own: epochs, batch_size, lr, seed
 ) -> TrainConfig:
     "The configuration of one step of the paper"
-    return TrainConfig(**{k: getattr(settings, k) for k in SHARED if hasattr(settings, k)} | {"mixed_precision": settings.precision} | own)
+    return TrainConfig(
+        **{k: getattr(settings, k) for k in SHARED if hasattr(settings, k)}
+        | {"mixed_precision": settings.precision}
+        | own
+    )
 
 # %% ../../nbs/training/04_trainer.ipynb #78ade1c6
 def truths(
@@ -124,7 +140,11 @@ def resolve_precision(
 ) -> str:       # never "auto"
     "`auto` is bf16 on hardware with native bf16 matrix products (recent GPUs, CPUs with AMX) and full precision elsewhere"
     if name != "auto": return name
-    native = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+    native = (
+        torch.cuda.is_bf16_supported()
+        if torch.cuda.is_available()
+        else getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+    )
     return "bf16" if native else "no"
 
 def make_accelerator(
@@ -133,16 +153,22 @@ def make_accelerator(
     "An accelerator for this run; a previous run of the process with another precision is no obstacle. Raises `PeaceError` for fp16 without a GPU"
     if mixed_precision == "fp16" and not torch.cuda.is_available():
         raise PeaceError("mixed_precision 'fp16' needs a GPU; use 'bf16' or 'no' on a CPU.")
-    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed_precision: AcceleratorState._reset_state()
-    return Accelerator(mixed_precision=mixed_precision, kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed_precision:
+        AcceleratorState._reset_state()
+    return Accelerator(
+        mixed_precision=mixed_precision, kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)]
+    )
 
 # %% ../../nbs/training/04_trainer.ipynb #1e3cc805
 class Run:
     "One training run: what moves, what is written, and how it continues"
     def __init__(self, method, train_data, val_data, cfg, out_dir, progress=True):
-        self.method, self.train_data, self.val_data, self.cfg, self.progress = method, train_data, val_data, check_config(cfg), progress
+        self.method, self.train_data, self.val_data, self.cfg, self.progress = (
+            method, train_data, val_data, check_config(cfg), progress
+        )
         if not len(train_data): raise PeaceError(f"{method.name}: there is no record to train on.")
-        self.out = Path(out_dir); self.out.mkdir(parents=True, exist_ok=True)
+        self.out = Path(out_dir)
+        self.out.mkdir(parents=True, exist_ok=True)
         precision = resolve_precision(cfg.mixed_precision)
         self.key = run_key(method, train_data, val_data, asdict(cfg) | {"mixed_precision": precision})
         self.acc = make_accelerator(precision)
@@ -151,7 +177,8 @@ class Run:
         self.model, self.opt = self.acc.prepare(LossModule(method), adamw(method, cfg))
         self.ema = EMA(method, cfg.ema) if cfg.ema else None
         self.step, self.best, self.best_epoch, self.waited, self.ignored = 0, -np.inf, 0, 0, []
-        self.untouched = {k for k, p in method.named_parameters() if p.requires_grad}  # have not yet received a gradient
+        # have not yet received a gradient
+        self.untouched = {k for k, p in method.named_parameters() if p.requires_grad}
         self.main = self.acc.is_main_process
 
 # %% ../../nbs/training/04_trainer.ipynb #64d546c9
@@ -161,13 +188,19 @@ def save(self: Run):
     ranks = gather_object([rng_state()])
     if not self.main: return
     tensors = {f"model.{k}": v for k, v in self.method.state_dict().items()}
-    for i, moments in self.opt.state_dict()["state"].items(): tensors |= {f"adam.{i}.{k}": torch.as_tensor(v) for k, v in moments.items()}
+    for i, moments in self.opt.state_dict()["state"].items():
+        tensors |= {f"adam.{i}.{k}": torch.as_tensor(v) for k, v in moments.items()}
     if self.ema: tensors |= {f"ema.{k}": v for k, v in self.ema.shadow.items()}
     for rank, state in enumerate(ranks): tensors |= {f"rng.{rank}.{k}": v for k, v in state.items()}
     scaler = self.acc.scaler.state_dict() if self.acc.scaler is not None else None
     best = float(self.best) if np.isfinite(self.best) else None
-    write_tensors(self.out / "last.safetensors", tensors, dict(key=self.key, step=self.step, best=best, best_epoch=self.best_epoch,
-                                                               waited=self.waited, untouched=sorted(self.untouched), scaler=scaler))
+    write_tensors(
+        self.out / "last.safetensors", tensors,
+        dict(
+            key=self.key, step=self.step, best=best, best_epoch=self.best_epoch, waited=self.waited,
+            untouched=sorted(self.untouched), scaler=scaler
+        ),
+    )
 
 # %% ../../nbs/training/04_trainer.ipynb #57949a4e
 @patch
@@ -187,7 +220,9 @@ def restore(self: Run) -> bool:  # whether there was a state of this run
     self.opt.load_state_dict(groups)
     if self.ema: self.ema.shadow = {k: v.to(self.acc.device) for k, v in part("ema.").items()}
     if info["scaler"] and self.acc.scaler is not None: self.acc.scaler.load_state_dict(info["scaler"])
-    self.step, self.best_epoch, self.waited, self.untouched = info["step"], info["best_epoch"], info["waited"], set(info["untouched"])
+    self.step, self.best_epoch, self.waited, self.untouched = (
+        info["step"], info["best_epoch"], info["waited"], set(info["untouched"])
+    )
     self.best = -np.inf if info["best"] is None else info["best"]
     set_rng_state(part(f"rng.{self.acc.process_index}."))
     return True
@@ -202,7 +237,8 @@ def record_names(
     names = [str(table.index[r]) if table is not None else f"#{r}" for r in rows]
     broken = (~torch.isfinite(batch["signals"])).flatten(1).any(1).tolist()
     found = [n for n, b in zip(names, broken) if b]
-    if not found and "source" in batch and not torch.isfinite(batch["source"]["signals"]).all(): return record_names(data.source, batch["source"])
+    if not found and "source" in batch and not torch.isfinite(batch["source"]["signals"]).all():
+        return record_names(data.source, batch["source"])
     return found or names
 
 def check_finite(
@@ -215,7 +251,9 @@ def check_finite(
     if not bad: return
     ids = names()
     listed = ", ".join(ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
-    raise PeaceError(f"{where}: {bad[0]} became {terms[bad[0]]}; training stopped before the update; records in the batch: {listed}.")
+    raise PeaceError(
+        f"{where}: {bad[0]} became {terms[bad[0]]}; training stopped before the update; records in the batch: {listed}."
+    )
 
 # %% ../../nbs/training/04_trainer.ipynb #88a3a62d
 @patch
@@ -231,8 +269,10 @@ def update(self: Run, batch) -> dict:  # the row for log.csv
     self.acc.backward(terms["total"])
     if self.untouched: self.untouched -= {k for k, p in self.method.named_parameters() if p.grad is not None}
     norm = float(self.acc.clip_grad_norm_(self.method.parameters(), self.cfg.clip or float("inf")))
-    if self.acc.scaler is None: check_finite({"the gradient norm": norm}, where, lambda: record_names(self.train_data, batch))
-    self.opt.step(); self.step += 1
+    if self.acc.scaler is None:
+        check_finite({"the gradient norm": norm}, where, lambda: record_names(self.train_data, batch))
+    self.opt.step()
+    self.step += 1
     if self.ema: self.ema.update(self.step)
     return {"step": self.step, "epoch": (self.step - 1) // self.per_epoch + 1, "lr": rate, "grad_norm": norm, **values}
 
@@ -252,7 +292,10 @@ def drop_leads(
 ) -> dict:
     "The batch with leads masked: zeros in the signals, 0 in the mask; the batch itself is not changed"
     keep = torch.from_numpy(lead_keep(batch["mask"].cpu().numpy() > 0, share, rng)).to(batch["signals"].device)
-    dropped = batch | {"signals": batch["signals"].masked_fill(~keep[..., None], 0), "mask": batch["mask"] * keep.to(batch["mask"].dtype)}
+    dropped = batch | {
+        "signals": batch["signals"].masked_fill(~keep[..., None], 0),
+        "mask": batch["mask"] * keep.to(batch["mask"].dtype)
+    }
     if "source" in batch: dropped["source"] = drop_leads(batch["source"], share, rng)
     return dropped
 
@@ -261,13 +304,16 @@ def prepared(self: Run, batch: dict) -> dict:
     "A training batch as the next update sees it"
     batch = to_device(batch, self.acc.device)
     if not self.cfg.lead_dropout: return batch
-    return drop_leads(batch, self.cfg.lead_dropout, np.random.default_rng([self.cfg.seed, self.step, self.acc.process_index]))
+    return drop_leads(
+        batch, self.cfg.lead_dropout, np.random.default_rng([self.cfg.seed, self.step, self.acc.process_index])
+    )
 
 @patch
 def batches(self: Run, epoch: int) -> list:  # positions of each batch; pairs of positions where there is a source
     "The rest of an epoch's batches, this process's share of them"
     found = epoch_batches(len(self.train_data), self.cfg.batch_size, self.cfg.seed, epoch)
-    if isinstance(self.train_data, Paired): found = paired_batches(found, len(self.train_data.source), self.cfg.seed, epoch)
+    if isinstance(self.train_data, Paired):
+        found = paired_batches(found, len(self.train_data.source), self.cfg.seed, epoch)
     return [b[self.acc.process_index::self.acc.num_processes] for b in found[self.step % self.per_epoch:]]
 
 # %% ../../nbs/training/04_trainer.ipynb #740f95c3
@@ -282,7 +328,10 @@ def validate(self: Run, epoch: int) -> float:
     order = np.argsort(np.concatenate([m for m, _ in shares]))
     scores, truth = np.concatenate([s for _, s in shares])[order], self.val_truth
     score, each = macro_auroc(truth, scores)
-    if np.isnan(score): raise PeaceError(f"{self.method.name}: no label has both classes in the validation split, so no checkpoint can be chosen.")
+    if np.isnan(score):
+        raise PeaceError(
+            f"{self.method.name}: no label has both classes in the validation split, so no checkpoint can be chosen."
+        )
     self.ignored = [l for l, v in zip(self.method.labels, each) if np.isnan(v)]
     bce = np.nanmean(np.maximum(scores, 0) - scores * truth + np.log1p(np.exp(-np.abs(scores))))
     row = dict(epoch=epoch, step=self.step, auroc=score, bce=float(bce), labels=int(np.isfinite(each).sum()))
@@ -302,7 +351,9 @@ def estimate(self: Run, seconds: float, val_seconds: float):
     left = seconds * (self.total - self.step) + val_seconds * (self.cfg.epochs - self.step // self.per_epoch)
     text = f"{left:.0f} s" if left < 90 else f"{left / 60:.1f} min"
     if not (self.main and self.progress): return
-    print(f"{self.method.name}: {self.total:,} updates on {len(self.train_data):,} records ({self.cfg.epochs} epochs); about {text} on {self.acc.device}.")
+    print(
+        f"{self.method.name}: {self.total:,} updates on {len(self.train_data):,} records ({self.cfg.epochs} epochs); about {text} on {self.acc.device}."
+    )
 
 # %% ../../nbs/training/04_trainer.ipynb #a237a02b
 @patch
@@ -311,14 +362,18 @@ def fit(self: Run, stop_after: int=None) -> bool:  # whether the run came to its
     began, val_began = None, time.perf_counter()
     if self.val_data is not None and self.step == 0: self.validate(0)
     val_seconds, entered = time.perf_counter() - val_began, self.step
-    bar = tqdm(total=self.total, initial=self.step, disable=None if self.progress and self.main else True, desc=self.method.name, leave=False)
+    bar = tqdm(
+        total=self.total, initial=self.step, disable=None if self.progress and self.main else True,
+        desc=self.method.name, leave=False
+    )
     while self.step < self.total and not (self.cfg.patience and self.waited >= self.cfg.patience):
         epoch = self.step // self.per_epoch
         self.method.train()
         for batch in loader(self.train_data, self.batches(epoch), self.cfg.workers, self.acc.device.type == "cuda"):
             row = self.update(self.prepared(batch))
             bar.update()
-            if self.main and (self.step % self.cfg.log_every == 0 or self.step == self.total): append_row(self.out / "log.csv", row)
+            if self.main and (self.step % self.cfg.log_every == 0 or self.step == self.total):
+                append_row(self.out / "log.csv", row)
             if self.step == entered + 1: began = time.perf_counter()
             if self.step == entered + 4: self.estimate((time.perf_counter() - began) / 3, val_seconds)
             if self.step % self.per_epoch == 0 and self.val_data is not None: self.validate(epoch + 1)
@@ -352,12 +407,17 @@ def finish(self: Run) -> TrainResult:
     if self.val_data is None:
         self.best_epoch, self.best = self.step // self.per_epoch, np.nan
         with self.ema.swapped() if self.ema else nullcontext():
-            if self.main: write_tensors(self.out / "best.safetensors", self.method.state_dict(), {"epoch": self.best_epoch})
+            if self.main:
+                write_tensors(self.out / "best.safetensors", self.method.state_dict(), {"epoch": self.best_epoch})
     self.acc.wait_for_everyone()
-    result = dict(best_epoch=self.best_epoch, best_auroc=float(self.best), steps=self.step, stopped_early=self.step < self.total,
-                  ignored_labels=self.ignored, never_trained=sorted(self.untouched))
+    result = dict(
+        best_epoch=self.best_epoch, best_auroc=float(self.best), steps=self.step, stopped_early=self.step < self.total,
+        ignored_labels=self.ignored, never_trained=sorted(self.untouched)
+    )
     if self.untouched and self.main:
-        print(f"{self.method.name}: {len(self.untouched)} trainable parameters never received a gradient: {', '.join(sorted(self.untouched)[:5])}.")
+        print(
+            f"{self.method.name}: {len(self.untouched)} trainable parameters never received a gradient: {', '.join(sorted(self.untouched)[:5])}."
+        )
     if self.main:
         kept = result | {"best_auroc": None if np.isnan(self.best) else float(self.best), "key": self.key}
         write_text(self.out / "result.json", json.dumps(kept, indent=1, sort_keys=True) + "\n")
@@ -383,7 +443,11 @@ def train(
     with deterministic():
         run.start(resume)
         entered, ended = run.step, run.fit(stop_after)
-    result = run.finish() if ended else TrainResult(run.out, run.best_epoch, float(run.best), run.step, False, run.ignored, sorted(run.untouched))
+    result = (
+        run.finish()
+        if ended
+        else TrainResult(run.out, run.best_epoch, float(run.best), run.step, False, run.ignored, sorted(run.untouched))
+    )
     if ended: method.load_state_dict(read_tensors(run.out / "best.safetensors")[0])
     result.resumed_from, result.seconds = entered, time.perf_counter() - began
     method.eval()
@@ -398,7 +462,8 @@ def finished(self: Run) -> TrainResult | None:
     found = json.loads(path.read_text(encoding="utf-8"))
     if found.pop("key") != self.key: return None
     found["best_auroc"] = np.nan if found["best_auroc"] is None else found["best_auroc"]
-    self.method.load_state_dict(read_tensors(self.out / "best.safetensors")[0]); self.method.eval()
+    self.method.load_state_dict(read_tensors(self.out / "best.safetensors")[0])
+    self.method.eval()
     return TrainResult(self.out, **found, resumed_from=found["steps"])
 
 @patch
@@ -408,10 +473,13 @@ def start(self: Run, resume: bool):
     self.val_truth = None if self.val_data is None else truths(self.val_data)
     resumed = resume and self.restore()
     if self.main:
-        for half in self.out.glob("*.tmp"): half.unlink()                 # what a kill in the middle of a write left behind
+        # what a kill in the middle of a write left behind
+        for half in self.out.glob("*.tmp"):
+            half.unlink()
         for name in ("log.csv", "val.csv"): cut_rows(self.out / name, self.step if resumed else -1)
         if not resumed:
-            for name in ("best.safetensors", "last.safetensors", "result.json"): (self.out / name).unlink(missing_ok=True)
+            for name in ("best.safetensors", "last.safetensors", "result.json"):
+                (self.out / name).unlink(missing_ok=True)
     self.acc.wait_for_everyone()
 
 # %% ../../nbs/training/04_trainer.ipynb #e3e56de1
@@ -466,7 +534,8 @@ def adaptation_data(
     if not reads: return kept, chooses
     adults, split = source
     check_split(adults.table["patient_id"], split)
-    if adults.spec != kept.store.spec: raise PeaceError(f"the source was prepared with {adults.spec} and the target with {kept.store.spec}.")
+    if adults.spec != kept.store.spec:
+        raise PeaceError(f"the source was prepared with {adults.spec} and the target with {kept.store.spec}.")
     part = lambda name: StoreDataset(adults, rows_of(split, name, adults.table.index), kept.normaliser, labels)
     if setting(how).labelled: return Paired(kept, part("train")), chooses
     return Paired(unlabelled(kept), part("train")), part("val")
@@ -486,16 +555,54 @@ def adapt(
     "Fine-tune a copy of a pretrained model under a setting, and predict the validation and the test split"
     labels, out = tuple(labels or model.labels), Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
-    rows, support = training_rows(setting(how), store.labels.reindex(columns=list(labels)), store.table["patient_id"], split, cfg.seed)
+    rows, support = training_rows(
+        setting(how), store.labels.reindex(columns=list(labels)), store.table["patient_id"], split, cfg.seed
+    )
     method = start_of(model.method, labels, len(rows) > 0, cfg.seed)
     if support is not None:
-        report = support_report(store.labels.reindex(columns=list(labels)), support, rows_of(split, "train"), setting(how).shots)
+        report = support_report(
+            store.labels.reindex(columns=list(labels)), support, rows_of(split, "train"), setting(how).shots
+        )
         for name, listed in (("support_set", support), ("support_report", report)):
             write_text(out / f"{name}.csv", listed.to_csv(lineterminator="\n"))
     val, test = rows_of(split, "val", store.table.index), rows_of(split, "test", store.table.index)
     data = lambda r: StoreDataset(store, r, model.normaliser, labels)
-    result = train(method, *adaptation_data(method, how, data, rows, val, source, labels), cfg, out, progress) if len(rows) else None
+    result = (
+        train(method, *adaptation_data(method, how, data, rows, val, source, labels), cfg, out, progress)
+        if len(rows)
+        else None
+    )
     adapted = Model(method.eval(), model.spec, model.normaliser, labels, {**model.meta, "setting": how})
     predictions = [predict_store(adapted, store, r) for r in (val, test)]
     for name, found in zip(("val", "test"), predictions): write_predictions(found, out / f"{name}.parquet")
     return Adapted(adapted, *predictions, result, support)
+
+# %% ../../nbs/training/04_trainer.ipynb #e460033e
+def learns_from(
+    method,        # a `Method`
+    setting: str,  # "zero-shot", "50-shot", "full", …
+) -> str | None:   # a setting of `adapt`, or None: it is scored as pretrained
+    "What a network is trained on before it is scored under a setting."
+    if not method.trained: return None
+    if setting != "zero-shot": return setting
+    return "unlabelled" if method.adapts_unlabelled else None
+
+def score_settings(
+    settings,   # in any order
+    cohorts,    # that are scored under each of them
+    method,     # the pretrained `Method`
+    adapted,    # setting → the network after training under it
+    score,      # (network or None: as pretrained, setting, cohort) → table of scores
+) -> list:      # one table per setting and cohort, with the column setting
+    "Scores of one pretrained network under every setting; what it learns nothing for is scored once."
+    as_pretrained, found = {}, []
+    for setting in settings:
+        how = learns_from(method, setting)
+        net = adapted(setting) if how else None
+        for cohort in cohorts:
+            if how: scores = score(net, setting, cohort)
+            else:
+                if cohort not in as_pretrained: as_pretrained[cohort] = score(None, setting, cohort)
+                scores = as_pretrained[cohort]
+            found.append(scores.assign(setting=setting))
+    return found
