@@ -78,6 +78,8 @@ a { color: var(--link) }
 .small, .files, figcaption { font-size: .85rem; color: var(--grey) }
 nav ul, .counts { list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: .4rem 1rem }
 .counts li { padding: .3rem .7rem; border-radius: 6px; background: #eee }
+.counts .agrees { background: #e6f4ea }
+.counts .disagrees { background: #fdecea }
 .wide { overflow-x: auto; margin: .4rem 0 1rem }
 table { border-collapse: collapse; font-size: .8rem; font-variant-numeric: tabular-nums }
 td, th { border-bottom: 1px solid var(--line); padding: .25rem .6rem; text-align: left; vertical-align: top }
@@ -302,7 +304,8 @@ def part_tables(about: Study, made: list[Printed], build: Path, kind: str) -> st
 def part_notebooks(names: list[str]) -> str:
     "Links to all executed notebooks; steps that are made once per network are folded."
     alike = {}
-    for name in names: alike.setdefault(name.split("_")[0], []).append(f"<li>{html_link(notebook_of(name), name)}</li>")
+    for name in names:
+        alike.setdefault(name.split("_")[0], []).append(f"<li>{html_link(notebook_of(name), name)}</li>")
     single = "".join(links[0] for links in alike.values() if len(links) == 1)
     page = f'<ul class="plain">{single}</ul>'
     for kind, links in alike.items():
@@ -324,7 +327,8 @@ def part_run(record: dict) -> str:
 def _page(title: str, head: str, sections: list[tuple]) -> str:
     "One HTML document; `sections` are (id, title, body), in reading order."
     menu = "".join(f'<li><a href="#{key}">{html.escape(name)}</a></li>' for key, name, _ in sections)
-    body = "\n".join(f'<section id="{key}"><h2>{html.escape(name)}</h2>{part}</section>' for key, name, part in sections)
+    body = "\n".join(f'<section id="{key}"><h2>{html.escape(name)}</h2>{part}</section>'
+                     for key, name, part in sections)
     return f'''<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{html.escape(title)}</title>
