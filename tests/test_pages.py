@@ -168,7 +168,8 @@ def test_a_missing_file_is_one_sentence(demo, monkeypatch):
     kept = lost.read_bytes()
     lost.unlink()
     try:
-        with pytest.raises(PeaceError, match=r"lacks tables/table_8_filter.csv: build the paper first\."): build_report("demo")
+        with pytest.raises(PeaceError, match=r"lacks tables/table_8_filter.csv: build the paper first\."):
+            build_report("demo")
     finally: lost.write_bytes(kept)
 
 

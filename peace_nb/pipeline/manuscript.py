@@ -205,7 +205,8 @@ def without_paths(text: str, checkout: str = "") -> str:
 def _shortened(notebook):
     "A notebook whose outputs name no folder of a machine."
     executed = notebook.metadata.get("papermill", {}).get("input_path", "")
-    shorten = lambda text: without_paths(text, re.split(r"[/\\]nbs[/\\]", executed)[0])
+    checkout = re.split(r"[/\\]nbs[/\\]", executed)[0]
+    def shorten(text): return without_paths(text, checkout)
     for output in (o for cell in notebook.cells for o in cell.get("outputs", [])):
         if "text" in output: output["text"] = shorten(output["text"])
         if "traceback" in output: output["traceback"] = [shorten(line) for line in output["traceback"]]
@@ -269,7 +270,8 @@ def part_claims(about: Study, made: list[Printed], build: Path) -> str:
 # %% ../../nbs/pipeline/08_manuscript.ipynb #75f37070
 def html_figure(file: Printed, title: str, picture: str, main: bool) -> str:
     "A thumbnail that leads to the full picture, with its caption, its PDF and its notebook."
-    pdf, notebook = html_link(file.name.removesuffix("png") + "pdf", "PDF"), html_link(notebook_of(file.job), "notebook")
+    pdf = html_link(file.name.removesuffix("png") + "pdf", "PDF")
+    notebook = html_link(notebook_of(file.job), "notebook")
     caption = f"<figcaption><b>{html.escape(title)}</b>: {html_sentence(file.shows)} {pdf}, {notebook}</figcaption>"
     shown = f'<a href="{html.escape(quote(file.name))}"><img alt="{html.escape(title)}" src="{picture}"></a>'
     return f'<figure{" class=main" if main else ""}>{shown}{caption}</figure>'
