@@ -1469,6 +1469,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                  'peace_nb/pipeline/manuscript.py'),
                                               'peace_nb.pipeline.manuscript.build_report': ( 'pipeline/manuscript.html#build_report',
                                                                                              'peace_nb/pipeline/manuscript.py'),
+                                              'peace_nb.pipeline.manuscript.chapter_inputs': ( 'pipeline/manuscript.html#chapter_inputs',
+                                                                                               'peace_nb/pipeline/manuscript.py'),
                                               'peace_nb.pipeline.manuscript.collect_provenance': ( 'pipeline/manuscript.html#collect_provenance',
                                                                                                    'peace_nb/pipeline/manuscript.py'),
                                               'peace_nb.pipeline.manuscript.html_class': ( 'pipeline/manuscript.html#html_class',
