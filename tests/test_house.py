@@ -2,6 +2,8 @@
 import ast
 import json
 import re
+import subprocess
+import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -172,3 +174,22 @@ def test_light_steps_stand_on_no_network():
     for s in STEPS:
         if s.kernel == "light": assert not any(p.parent.name == "models" for p in sources(s)), s.name
     assert any(p.parent.name == "models" for p in sources(step_of("pretrain")))
+
+
+IMPORTS = """
+import ast, json, sys
+from peace_nb.pipeline.steps import STEPS, where
+for step in (s for s in STEPS if s.kernel == "light"):
+    for cell in json.loads(where(step).read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] != "code": continue
+        for node in ast.parse("".join(cell["source"])).body:
+            if isinstance(node, (ast.Import, ast.ImportFrom)): exec(compile(ast.Module([node], []), step.name, "exec"))
+    heavy = {"torch", "transformers"} & set(sys.modules)
+    assert not heavy, f"{step.name} imports {heavy}"
+"""
+
+
+def test_a_step_that_draws_imports_no_torch():
+    "What the light steps import, all of it in one fresh process."
+    ran = subprocess.run([sys.executable, "-c", IMPORTS], cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
