@@ -241,7 +241,7 @@ def other_start(
     "Why a kernel cannot be a copy: libraries read the environment when they are imported."
     return sorted(k for k in env.keys() | born.keys() if env.get(k) != born.get(k) and k not in MAY_DIFFER)
 
-# %% ../../nbs/pipeline/11_warm.ipynb #c8283195
+# %% ../../nbs/pipeline/11_warm.ipynb #adfb7e00
 def take_over(
     message: dict,  # with `env` and `cwd`
     files: list[int],  # standard input, output and error
@@ -265,6 +265,8 @@ def become_kernel(sock: socket.socket):
     from ipykernel.kernelapp import IPKernelApp
     sys.argv = [ipykernel_launcher.__file__, *message["args"]]
     IPKernelApp.launch_instance([*message["args"], f"--IPKernelApp.parent_handle={os.getppid()}"])
+    # its last answer may still be on the way; if the streams were closed now, both would wait for seconds
+    IPKernelApp.instance().control_thread.join(1)
 
 # %% ../../nbs/pipeline/11_warm.ipynb #d0495786
 class WaitingKernel:
