@@ -1,12 +1,21 @@
 "Files and tables that programs and people really write: the right value, or one sentence; never a wrong value."
+import builtins
+import errno
+import io
+import os
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from peace_nb.cohorts.load import load_cohort
 from peace_nb.cohorts.records import read_record, read_window
 from peace_nb.settings import PeaceError
-from peace_nb.signals.prepare import LEADS, canonical_lead, prepare_flagged, select_leads
+from peace_nb.signals import kernels
+from peace_nb.signals.prepare import LEADS, SignalSpec, canonical_lead, prepare_flagged, select_leads
+from peace_nb.simulation.cohorts import write_simulated_cohort
+from peace_nb.store.build import build_store
 
 FS, SECONDS = 500, 8
 
@@ -257,3 +266,54 @@ def test_files_that_alternate_and_channels_without_a_file(tmp_path, heart):
     x, names, _ = read_record(tmp_path / "r")
     np.testing.assert_allclose(x[:11], heart[:11] / 1000, atol=1e-6)
     assert np.isnan(x[11]).all() and names == list(LEADS)
+
+
+@pytest.fixture()
+def cohort(tmp_path):
+    write_simulated_cohort("zzu-pecg", tmp_path / "z", 12, seed=3, damaged=0.)
+    return load_cohort("zzu-pecg", tmp_path / "z")
+
+
+def forbid(monkeypatch, file: Path):
+    "The system refuses to open this file, whoever asks (permissions do not stop an administrator)."
+    real, real_numpy = builtins.open, np.fromfile
+
+    def guarded(call):
+        def opened(name, *args, **kwargs):
+            if isinstance(name, (str, os.PathLike)) and Path(name) == file:
+                raise PermissionError(errno.EACCES, "Permission denied", str(name))
+            return call(name, *args, **kwargs)
+        return opened
+    monkeypatch.setattr(builtins, "open", guarded(real))
+    monkeypatch.setattr(io, "open", guarded(real))
+    monkeypatch.setattr(np, "fromfile", guarded(real_numpy))
+
+
+@pytest.mark.parametrize("end", [".dat", ".hea"])
+@pytest.mark.parametrize("quick", [False, True])
+def test_one_unreadable_file_is_set_aside(cohort, tmp_path, monkeypatch, end, quick):
+    if quick and not kernels.warm(): pytest.skip("there is no compiler on this machine")
+    monkeypatch.setattr("peace_nb.store.build.warmed", lambda: quick)
+    rid = cohort.table.index[3]
+    forbid(monkeypatch, cohort.root / f"{cohort.table.path[rid]}{end}")
+    store = build_store(cohort, SignalSpec(fs=100), tmp_path / "s", progress=False)
+    aside = store.set_aside.iloc[0]
+    assert len(store) == len(cohort) - 1 and aside.record_id == rid and aside.kind == "unreadable"
+    assert rid in aside.reason and "ermission" in aside.reason
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_a_wrong_unit_and_a_turned_lead_are_seen_by_both_ways(cohort, tmp_path, monkeypatch, quick):
+    if quick and not kernels.warm(): pytest.skip("there is no compiler on this machine")
+    monkeypatch.setattr("peace_nb.store.build.warmed", lambda: quick)
+    stems = [cohort.root / p for p in cohort.table.path]
+    hea = stems[0].with_suffix(".hea")
+    hea.write_text(hea.read_text().replace("/mV", "/V"))
+    hea = stems[1].with_suffix(".hea")
+    plain = build_store(cohort, SignalSpec(fs=100), tmp_path / "plain", progress=False)
+    hea.write_text(re.sub("(?m) AVR$", " -aVR", hea.read_text()))
+    turned = build_store(load_cohort("zzu-pecg", cohort.root), SignalSpec(fs=100), tmp_path / "turned", progress=False)
+    assert plain.set_aside.kind.tolist() == turned.set_aside.kind.tolist() == ["unit"]
+    a, b = (s.array[0].astype(int) for s in (plain, turned))
+    assert np.abs(a[3]).max() > 50 and np.abs(b[3] + a[3]).max() <= 1
+    np.testing.assert_array_equal(np.delete(b, 3, 0), np.delete(a, 3, 0))

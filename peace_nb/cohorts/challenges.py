@@ -39,8 +39,8 @@ def _honest(path: Path) -> bool | None: # None where the record cannot be judged
     try: x, head = read_record(path, check=False)[0], read_header(path)
     except RecordError: return None
     told = [getattr(head, k, None) for k in ("adc_gain", "baseline", "checksum", "init_value")]
-    # several segments, or other channels than named
-    if any(v is None or len(v) != len(x) for v in told):
+    # several segments, other channels than named, or several rates
+    if any(v is None or len(v) != len(x) for v in told) or any((s or 1) > 1 for s in head.samps_per_frame):
         return None
     gain, zero, sums, firsts = (np.array(v, float)[:, None] for v in told)  # a header need not give the last two: NaN
     digital = np.rint(np.nan_to_num(x, nan=-32768 / gain[0, 0]) * gain + zero).astype(np.int64)
@@ -56,7 +56,7 @@ def _doubtful(root: Path, table: pd.DataFrame, most: int = 5) -> list: # of sour
     return found
 
 # %% ../../nbs/cohorts/07_challenges.ipynb #e538a2da
-_SHARED = ("ptb", "st_petersburg_incart")   # sources in which one patient gave several records, and nobody says which
+_SHARED = ("ptb", "ptb-xl", "st_petersburg_incart")   # sources in which one patient gave several records, and nobody says which
 
 def _load_cinc(root: Path):
     "PhysioNet/CinC challenge layout: (table, labels, coverage)."

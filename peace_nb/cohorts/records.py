@@ -80,6 +80,11 @@ class Counts(NamedTuple):
     sums: np.ndarray        # (C,) sums of the samples modulo 2**16, as the header states them
 
 @lru_cache(maxsize=256)
+def _turned(names: tuple) -> bool:
+    "Is a lead stored upside down?"
+    return any(canonical_lead(n).startswith("-") for n in names)
+
+@lru_cache(maxsize=256)
 def _typed(gain: tuple, baseline: tuple, zero: tuple):
     "(baseline, gain) as numbers; the records of a data set share a handful of these."
     steps = np.array([float(g) or 200.0 for g in gain])
@@ -103,7 +108,7 @@ def plain_counts(
             file.seek(skip)
             samples = np.frombuffer(file.read(2 * size), "<i2").reshape(-1, n)
     except (OSError, ValueError): return None
-    if any(canonical_lead(n).startswith("-") for n in names): return None    # a lead stored upside down
+    if _turned(names): return None
     stated = np.array(_integers(sums)) % 65536
     return Counts(samples, names, *_typed(gain, baseline, zero), units, float(first[3]), stated)
 
@@ -175,7 +180,7 @@ def read_header(
     path, # a WFDB record, with or without the extension .hea or .dat
     most: int | None = MAX_SAMPLES, # samples, all channels, above which it is not believed; None: a window is read
 ): # wfdb.Record without signals, or wfdb.MultiRecord
-    "The header of a record, checked for sense. Raises `RecordError` with one sentence when it is missing or unreadable."
+    "The header of a record, checked for sense. Raises `RecordError` with one sentence where it is missing or no header."
     stem = _stem(path)
     hea = stem.with_name(stem.name + ".hea")
     if not hea.is_file(): raise RecordError(f"{hea} does not exist", "missing header")
@@ -183,7 +188,8 @@ def read_header(
         raise RecordError(f"{hea} is not a WFDB header: it is larger than 1 MB", "bad header")
     try:
         head = _parse(stem)
-    except Exception as e:  # wfdb raises whatever its parser stumbles over, from IndexError to OSError
+    except OSError: raise
+    except Exception as e:  # wfdb raises whatever its parser stumbles over
         raise RecordError(
             f"{hea} is not a readable WFDB header ({type(e).__name__}: {e})".replace("\n", " "), "bad header"
         ) from e
@@ -503,6 +509,11 @@ def read_window(
     return _voltages(x, head.sig_name, head.units, head.fs, stem)
 
 # %% ../../nbs/cohorts/01_records.ipynb #515af968
+def _header_row(file: Path) -> dict:
+    "What a header says, nothing where the system does not let us read it."
+    try: return parse_header(file)
+    except OSError: return {"record_name": file.stem, "age": "", "sex": "", "dx": ""}
+
 # one row per header: record_name, n_leads, sampling_rate, n_samples, age, sex, dx, path
 def scan_headers(root: Path) -> pd.DataFrame:
     "Every header below a folder, read as text. A damaged one gives an empty row: the store will say what is wrong with it."
@@ -510,15 +521,17 @@ def scan_headers(root: Path) -> pd.DataFrame:
     # macOS leaves `._JS00001.hea` beside `JS00001.hea`
     files = sorted(p for p in root.rglob("*.hea") if p.is_file() and not p.name.startswith("."))
     if not files: raise PeaceError(f"{root} holds no WFDB header (.hea), in no folder below it")
-    with ThreadPoolExecutor(16) as pool: rows = list(pool.map(parse_header, files))
+    with ThreadPoolExecutor(16) as pool: rows = list(pool.map(_header_row, files))
     return pd.DataFrame(rows).assign(path=[f.with_suffix("").relative_to(root).as_posix() for f in files])
 
 # %% ../../nbs/cohorts/01_records.ipynb #832c0835
 def cpsc_struct(path: Path): # the fields of `ECG`, as scipy reads them
     "One MATLAB file of CPSC2018. Raises `RecordError`."
-    if not path.is_file(): raise RecordError(f"{path} does not exist", "missing signal")
-    if not path.stat().st_size: raise RecordError(f"{path} is empty", "truncated")
-    if path.stat().st_size > 8 * MAX_SAMPLES: raise RecordError(f"{path} is larger than any record", "absurd size")
+    with readable(path):
+        if not path.is_file(): raise RecordError(f"{path} does not exist", "missing signal")
+        size = path.stat().st_size
+    if not size: raise RecordError(f"{path} is empty", "truncated")
+    if size > 8 * MAX_SAMPLES: raise RecordError(f"{path} is larger than any record", "absurd size")
     try:
         ecg = loadmat(path, appendmat=False, variable_names=["ECG"])["ECG"][0, 0]
     except Exception as e:  # scipy raises whatever its parser stumbles over
