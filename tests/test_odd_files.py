@@ -4,13 +4,17 @@ import errno
 import io
 import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from peace_nb.ages.bands import YEAR
 from peace_nb.cohorts.load import load_cohort
 from peace_nb.cohorts.records import read_record, read_window
+from peace_nb.cohorts.splits import split_by_fold
 from peace_nb.settings import PeaceError
 from peace_nb.signals import kernels
 from peace_nb.signals.prepare import LEADS, SignalSpec, canonical_lead, prepare_flagged, select_leads
@@ -317,3 +321,108 @@ def test_a_wrong_unit_and_a_turned_lead_are_seen_by_both_ways(cohort, tmp_path, 
     a, b = (s.array[0].astype(int) for s in (plain, turned))
     assert np.abs(a[3]).max() > 50 and np.abs(b[3] + a[3]).max() <= 1
     np.testing.assert_array_equal(np.delete(b, 3, 0), np.delete(a, 3, 0))
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    "Simulated cohorts, written once."
+    home = tmp_path_factory.mktemp("cohorts")
+    for name in ("ptb-xl", "zzu-pecg", "mimic-iv-ecg"): write_simulated_cohort(name, home / name, 20, seed=4, damaged=0.)
+    return home
+
+
+@pytest.fixture
+def changed(written, tmp_path):
+    "Load a cohort after its table was changed: `changed(name, file, change)`, where `change` edits a frame of text."
+    def load(name, file, change):
+        for source in (written / name).rglob("*.csv"):
+            to = tmp_path / source.relative_to(written / name)
+            to.parent.mkdir(exist_ok=True)
+            shutil.copy(source, to)
+        frame = pd.read_csv(tmp_path / file, dtype=str)
+        change(frame)
+        frame.to_csv(tmp_path / file, index=False)
+        return load_cohort(name, written / name), load_cohort(name, tmp_path), frame
+    return load
+
+
+def test_text_identifiers_are_patients(changed):
+    def rename(frame): frame["patient_id"] = "p" + frame["patient_id"].str.removesuffix(".0")
+    before, after, frame = changed("ptb-xl", "ptbxl_database.csv", rename)
+    assert after.table.patient_id.tolist() == ["p" + p for p in before.table.patient_id]
+    assert after.table.patient_id.nunique() < len(after) and (after.table.quality == before.table.quality).all()
+
+
+ID = {"ptb-xl": ("ptbxl_database.csv", "patient_id"), "zzu-pecg": ("AttributesDictionary.csv", "Patient_ID"),
+      "mimic-iv-ecg": ("record_list.csv", "subject_id")}
+
+
+@pytest.mark.parametrize("name", ID)
+def test_a_missing_identifier_is_nobody_else_and_is_said(changed, name):
+    file, column = ID[name]
+
+    def blank(frame): frame.loc[[0, 1], column] = ["", np.nan]
+    before, after, _ = changed(name, file, blank)
+    ids = after.table.index
+    assert after.table.patient_id.iloc[:2].tolist() == [f"record {i}" for i in ids[:2]]
+    assert after.table.quality.iloc[:2].str.contains("patient not stated").all()
+    assert after.table.iloc[2:].equals(before.table.iloc[2:])
+
+
+def test_odd_ages_of_zzu_are_unknown_and_said(changed):
+    odd = ["3y", "18m", "1.5y", "24h", "5 years", "572", "12d"]
+
+    def ages(frame): frame.loc[:6, "Age"] = odd
+    before, after, _ = changed("zzu-pecg", "AttributesDictionary.csv", ages)
+    assert after.table.age_days.iloc[:7].tolist()[6] == 12 and after.table.age_days.iloc[:6].isna().all()
+    for i, text in enumerate(odd[:6]): assert f"age {text} is unreadable" in after.table.quality.iloc[i]
+    assert after.table.iloc[7:].equals(before.table.iloc[7:])
+
+
+def test_one_odd_cell_costs_no_other_cell_of_ptbxl(changed):
+    cells = {"age": "62 years", "sex": "male", "strat_fold": "1.5", "scp_codes": "{'NORM': '100'}"}
+
+    def spoil(frame):
+        for i, (column, cell) in enumerate(cells.items()): frame.loc[i, column] = cell
+        frame.loc[4, "scp_codes"], frame.loc[5, "patient_id"] = "{'NORM': None}", "9" * 25
+    before, after, _ = changed("ptb-xl", "ptbxl_database.csv", spoil)
+    table = after.table
+    assert np.isnan(table.age_days.iloc[0]) and "age 62 years is unreadable" in table.quality.iloc[0]
+    assert table.sex.iloc[1] == "M" and pd.isna(table.fold.iloc[2]) and "fold 1.5 does not exist" in table.quality.iloc[2]
+    assert after.labels.iloc[3:5].isna().all(axis=None) and (table.quality.iloc[3:5] == "labels unreadable").all()
+    assert table.patient_id.iloc[5] == "9" * 25
+    assert table.iloc[6:].equals(before.table.iloc[6:]) and after.labels.iloc[6:].equals(before.labels.iloc[6:])
+    assert (table.sex == before.table.sex).drop(table.index[1]).all()
+    with pytest.raises(PeaceError, match="1 records have no fold"): split_by_fold(table)
+
+
+def test_one_odd_cell_costs_no_other_record_of_zzu(changed):
+    def spoil(frame): frame.loc[0, "AHA_code"], frame.loc[1, "Lead"] = "'A1,C21'", np.nan
+    before, after, _ = changed("zzu-pecg", "AttributesDictionary.csv", spoil)
+    assert after.labels.iloc[0].isna().all() and "labels unreadable" in after.table.quality.iloc[0]
+    assert np.isnan(after.table.leads.iloc[1]) and "number of leads not stated" in after.table.quality.iloc[1]
+    assert after.labels.iloc[1:].equals(before.labels.iloc[1:])
+    assert after.table.iloc[2:].drop(columns="leads").equals(before.table.iloc[2:].drop(columns="leads"))
+
+
+def test_a_text_among_the_subjects_of_mimic_costs_no_other_age(changed):
+    def spoil(frame): frame.loc[0, "subject_id"] = "somebody"
+    before, after, _ = changed("mimic-iv-ecg", "record_list.csv", spoil)
+    assert after.table.patient_id.iloc[0] == "somebody" and np.isnan(after.table.age_days.iloc[0])
+    assert after.table.iloc[1:].equals(before.table.iloc[1:])
+
+
+@pytest.mark.parametrize("age, days", [("74", 74 * YEAR), ("74Y", None), ("062Y", None), (">89", None), ("NaN", 0)])
+def test_ages_of_the_challenges(tmp_path, heart, age, days):
+    path = write(tmp_path, heart, "E00001")
+    with open(f"{path}.hea", "a") as f: f.write(f"#Age: {age}\n#Sex: Male\n#Dx: 426783006\n")
+    row = load_cohort("cinc", tmp_path).table.iloc[0]
+    assert row.age_days == days if days else np.isnan(row.age_days)
+    assert row.quality == ("" if days is not None else f"age {age} is unreadable")
+
+
+def test_records_of_ptbxl_in_the_challenges_do_not_pass_for_patients(tmp_path, heart):
+    path = write(tmp_path, heart, "HR00001")
+    with open(f"{path}.hea", "a") as f: f.write("#Age: 300\n#Sex: Male\n#Dx: 426783006\n")
+    row = load_cohort("cinc", tmp_path).table.iloc[0]
+    assert row.quality == "patient not stated" and row.age_days == 90 * YEAR
