@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import wfdb
+from scipy.io import savemat
 
 from peace_nb.ages.bands import YEAR
 from peace_nb.cohorts.load import load_cohort
@@ -426,3 +428,38 @@ def test_records_of_ptbxl_in_the_challenges_do_not_pass_for_patients(tmp_path, h
     with open(f"{path}.hea", "a") as f: f.write("#Age: 300\n#Sex: Male\n#Dx: 426783006\n")
     row = load_cohort("cinc", tmp_path).table.iloc[0]
     assert row.quality == "patient not stated" and row.age_days == 90 * YEAR
+
+
+def test_microvolts_in_a_matlab_struct_are_refused(tmp_path, heart):
+    savemat(tmp_path / "A0001.mat", {"ECG": {"sex": "Male", "age": 50.0, "data": heart}})
+    savemat(tmp_path / "A0002.mat", {"ECG": {"sex": "Male", "age": 50.0, "data": heart / 1000}})
+    (tmp_path / "REFERENCE.csv").write_text("Recording,First_label,Second_label,Third_label\na0001.MAT,1,,\nA0002,5,,\n")
+    cohort = load_cohort("cpsc2018", tmp_path)
+    assert cohort.table.index.tolist() == ["A0001", "A0002"] and cohort.labels.NORM.iloc[0] == 1
+    np.testing.assert_allclose(cohort.raw("A0002")[0], heart / 1000)
+    with pytest.raises(PeaceError, match="its unit or its gain cannot be right"): cohort.raw("A0001")
+
+
+def test_names_of_records_and_files_that_cannot_be(tmp_path, heart):
+    for name in ("", ".", ".."):
+        with pytest.raises(PeaceError, match="is a folder and no record"): read_record(name)
+    path = write(tmp_path, heart)
+    text = path.with_suffix(".hea").read_text()
+    for old, new, words in (("r.dat", "d/r.dat", "outside its folder"), (" 16 1000", " 99 1000", "format 99"),
+                            ("/mV", "/mV,", "cannot be taken apart"), ("1000(0)", "1000 (0)", "cannot be taken apart"),
+                            ("(0)", "(0.5)", "no whole number")):
+        path.with_suffix(".hea").write_text(text.replace(old, new))
+        assert words in str(refusal(path)), str(refusal(path))
+
+
+@pytest.mark.parametrize("fmt", ["80", "212", "16", "24", "32", "508", "516", "524"])
+def test_every_format_as_wfdb_reads_it(tmp_path, heart, fmt):
+    mv = heart.T[:1500 * 2, :3] / 1000 / (20 if fmt in ("80", "508") else 1)
+    mv[7, 1] = np.nan
+    gain = {"80": 400, "508": 400, "212": 500}.get(fmt, 1000)
+    wfdb.wrsamp("w", fs=FS, units=["mV"] * 3, sig_name=list(LEADS[:3]), fmt=[fmt] * 3, write_dir=str(tmp_path),
+                p_signal=mv, adc_gain=[gain] * 3, baseline=[3] * 3)
+    x, names, fs = read_record(tmp_path / "w")
+    np.testing.assert_array_equal(x, wfdb.rdrecord(str(tmp_path / "w")).p_signal.T)
+    assert fs == FS and names == list(LEADS[:3]) and np.isnan(x[1, 7]) and np.isnan(x).sum() == 1
+    np.testing.assert_allclose(x.T, mv, atol=0.5 / gain + 1e-9)

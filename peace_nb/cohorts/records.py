@@ -115,7 +115,9 @@ def plain_counts(
 # %% ../../nbs/cohorts/01_records.ipynb #4eb47e2a
 MAX_SAMPLES = 2**26    # samples of one record, all channels: 3 hours of 12 leads at 500 Hz
 _BYTES = {"8": 1, "80": 1, "16": 2, "61": 2, "160": 2, "24": 3, "32": 4, "212": 1.5, "310": 4 / 3, "311": 4 / 3}
+_FORMATS = (*_BYTES, "508", "516", "524")     # the last three are compressed (FLAC)
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+_SLID = re.compile(r"[(./,;]|.*(?:\s-?\d+){4}\s")     # numbers of a signal line where its lead name belongs
 _GAIN = re.compile(rf"({_NUMBER})(?:\(({_NUMBER})\))?(/\S*)?")
 
 def header_text(
@@ -129,6 +131,7 @@ def header_text(
 def _stem(path) -> Path:
     "The path of a record without the extension .hea or .dat"
     path = Path(path)
+    if path.name in ("", ".."): raise RecordError(f"{str(path)!r} is a folder and no record", "missing header")
     return path.with_suffix("") if path.suffix.lower() in (".hea", ".dat") else path
 
 # %% ../../nbs/cohorts/01_records.ipynb #33574337
@@ -147,6 +150,7 @@ def _record_line(line: str, name: str) -> str:
 def _signal_line(line: str) -> str:
     "A signal line with its gain and baseline as plain numbers."
     fields = line.split(None, 3)
+    if "/" in fields[0] or "\\" in fields[0]: raise ValueError(f"it names a signal file outside its folder: {fields[0]}")
     found = _GAIN.fullmatch(fields[2]) if len(fields) > 2 else None
     if found is None: return line
     gain, baseline, unit = found.groups()
@@ -171,7 +175,7 @@ def _parse(stem: Path, segment: bool = False): # wfdb.Record or wfdb.MultiRecord
     for field, value in (first | more).items(): setattr(head, field, value)
     head.comments = comments
     if several: head.segments = [None if n == "~" else _parse(stem.with_name(n), True) for n in head.seg_name]
-    slid = [n for n in (() if several else head.sig_name) if n and n[0] in "(./"]
+    slid = [n for n in (() if several else head.sig_name) if n and _SLID.match(n)]
     if slid: raise ValueError(f"a signal line cannot be taken apart before {slid[0][:20]!r}")
     return head
 
@@ -257,6 +261,10 @@ def _check_files(head, folder: Path):
         for words, field in (("formats", head.fmt), ("offsets", [o or 0 for o in head.byte_offset])):
             if len({field[i] for i in channels}) > 1:
                 raise RecordError(f"{folder / head.record_name}.hea gives {f} several {words}", "bad header")
+        if head.fmt[channels[0]] not in _FORMATS:
+            raise RecordError(
+                f"{folder / f} is of format {head.fmt[channels[0]]} and cannot be read; {', '.join(_FORMATS)} can"
+            )
         if (frame := _frame_bytes(head, channels)) is not None and head.sig_len:
             _check_length(head, folder / f, head.byte_offset[channels[0]] or 0, frame)
 
@@ -559,6 +567,7 @@ def read_cpsc(
     if x.shape[1] < 5 * 500:
         raise RecordError(f"{path} lasts {x.shape[1] / 500:.2f} s; at least 5 s are needed", "too short")
     if not np.isfinite(x).any(): raise RecordError(f"{path} holds no valid sample of a voltage", "no sample")
+    _check_believable(x, LEADS, ["mV"] * 12, path)
     return x, list(LEADS), 500.0
 
 # %% ../../nbs/cohorts/01_records.ipynb #fcce7fb4
@@ -592,6 +601,7 @@ def read_hdf5(
     if x.shape[1] < 5 * fs:
         raise RecordError(f"{path} lasts {x.shape[1] / fs:.2f} s; at least 5 s are needed", "too short")
     if not np.isfinite(x).any(): raise RecordError(f"{path} holds no valid sample of a voltage", "no sample")
+    _check_believable(x, LEADS, ["mV"] * 12, path)
     return x, list(LEADS), fs
 
 # %% ../../nbs/cohorts/01_records.ipynb #240d59d0
@@ -616,6 +626,7 @@ def read_microvolts(
     if x.shape[1] < 5 * fs:
         raise RecordError(f"{path} lasts {x.shape[1] / fs:.2f} s; at least 5 s are needed", "too short")
     if not np.isfinite(x).any(): raise RecordError(f"{path} holds no valid sample of a voltage", "no sample")
+    _check_believable(x, names, ["µV"] * len(x), path)
     return x, names, fs
 
 # suffix of a file that is no WFDB record → its reader

@@ -113,7 +113,7 @@ def read_ages(
 ):
     "Fill `age_days`, in place; a remark where a cell is no number."
     text = cell_text(cells).set_axis(table.index)
-    bare = text.str.removesuffix(letter).where(text.str.endswith(letter), "?")
+    bare = text.str.lower().str.removesuffix(letter).where(text.str.lower().str.endswith(letter), "?")
     number = pd.to_numeric(bare.where(text != "", "nan"), errors="coerce")
     table["age_days"] = number.astype(float) * days
     remark(table, ((text != "") & number.isna()).to_numpy(), "age " + text.str[:20] + " is unreadable")
