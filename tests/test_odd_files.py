@@ -445,7 +445,7 @@ def test_names_of_records_and_files_that_cannot_be(tmp_path, heart):
         with pytest.raises(PeaceError, match="is a folder and no record"): read_record(name)
     path = write(tmp_path, heart)
     text = path.with_suffix(".hea").read_text()
-    for old, new, words in (("r.dat", "d/r.dat", "outside its folder"), (" 16 1000", " 99 1000", "format 99"),
+    for old, new, words in (("r.dat", "d/r.dat", "a file outside its folder"), (" 16 1000", " 99 1000", "format 99"),
                             ("/mV", "/mV,", "cannot be taken apart"), ("1000(0)", "1000 (0)", "cannot be taken apart"),
                             ("(0)", "(0.5)", "no whole number")):
         path.with_suffix(".hea").write_text(text.replace(old, new))

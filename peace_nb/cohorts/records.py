@@ -150,7 +150,7 @@ def _record_line(line: str, name: str) -> str:
 def _signal_line(line: str) -> str:
     "A signal line with its gain and baseline as plain numbers."
     fields = line.split(None, 3)
-    if "/" in fields[0] or "\\" in fields[0]: raise ValueError(f"it names a signal file outside its folder: {fields[0]}")
+    if "/" in fields[0] or "\\" in fields[0]: raise ValueError(f"it names a file outside its folder: {fields[0]}")
     found = _GAIN.fullmatch(fields[2]) if len(fields) > 2 else None
     if found is None: return line
     gain, baseline, unit = found.groups()
@@ -184,7 +184,7 @@ def read_header(
     path, # a WFDB record, with or without the extension .hea or .dat
     most: int | None = MAX_SAMPLES, # samples, all channels, above which it is not believed; None: a window is read
 ): # wfdb.Record without signals, or wfdb.MultiRecord
-    "The header of a record, checked for sense. Raises `RecordError` with one sentence where it is missing or no header."
+    "The header of a record, checked for sense. Raises `RecordError` where it is missing or no header."
     stem = _stem(path)
     hea = stem.with_name(stem.name + ".hea")
     if not hea.is_file(): raise RecordError(f"{hea} does not exist", "missing header")
@@ -353,7 +353,9 @@ def _read_general(head, stem: Path, check: bool, first: int = 0, n: int | None =
     late = [s or 0 for s in head.skew]
     stop = min(head.sig_len, first + n + max(late))
     try: counts = _decode(head, stem.parent, first, stop)
-    except Exception as e: raise RecordError(f"{stem} cannot be read ({type(e).__name__}: {e})".replace("\n", " ")) from e
+    except OSError: raise
+    except Exception as e:   # wfdb raises whatever its decoder stumbles over
+        raise RecordError(f"{stem} cannot be read ({type(e).__name__}: {e})".replace("\n", " ")) from e
     if check: _check_sums(head, [0 if c is None else c.sum(dtype=np.int64) for c in counts], stem.parent)
     channels = []
     for i, c in enumerate(counts):
@@ -391,7 +393,7 @@ def _at_rate(x: np.ndarray, fs: float, wanted: float, n: int) -> np.ndarray: # (
 
 # %% ../../nbs/cohorts/01_records.ipynb #feaecc7e
 def _voltages(x, names, units, fs: float, stem: Path, frame=None): # (signal (C, T) mV, names, fs)
-    "Channels (each (T_c,)) that are voltages, in mV. Raises `RecordError` on a lead in no voltage, or without a sample."
+    "Channels (each (T_c,)) that are voltages, in mV. Raises `RecordError` on a lead in no voltage, or no sample."
     names = [n or f"channel {i + 1}" for i, n in enumerate(names)]
     scale = [TO_MV.get((u or "mV").strip().lower()) for u in units]
     is_lead = [canonical_lead(n).removeprefix("-") in LEADS for n in names]
@@ -425,7 +427,7 @@ def _read_one(head, stem: Path, check: bool): # (signal (C, T) mV, names, fs)
     x = _read_plain(head, stem.parent, check) if _is_plain(head) else _read_general(head, stem, check)
     return _voltages(x, head.sig_name, head.units, head.fs, stem, head.samps_per_frame)
 
-def _read_segment(head, k: int, stem: Path, check: bool): # (signal (C, n) mV, names, fs), None where nothing was recorded
+def _read_segment(head, k: int, stem: Path, check: bool): # (signal (C, n) mV, names, fs), None for a gap
     "Segment k of a record."
     part, name, n = head.segments[k], head.seg_name[k], head.seg_len[k]
     if part is None or not n: return None
@@ -479,14 +481,15 @@ def read_record(
     check: bool = True, # verify the header's checksums
     min_seconds: float = MIN_SECONDS, # refuse a shorter record
 ): # (signal (C, T) float64 mV, names: list of C channel names, fs: float in Hz)
-    "One WFDB record in mV, NaN where a sample is missing. Raises `RecordError` naming a missing, short or damaged file."
+    "One WFDB record in mV, NaN where a sample is missing. Raises `RecordError`, which names the file at fault."
     stem = _stem(path)
     with readable(stem):
         head = read_header(path)
         read = _read_segments if isinstance(head, wfdb.MultiRecord) else _read_one
         signal, names, fs = read(head, stem, check)
+    seconds = signal.shape[-1] / fs
     if signal.shape[-1] < min_seconds * fs:
-        raise RecordError(f"{stem} lasts {signal.shape[-1] / fs:.2f} s; at least {min_seconds:g} s are needed", "too short")
+        raise RecordError(f"{stem} lasts {seconds:.2f} s; at least {min_seconds:g} s are needed", "too short")
     return signal, names, fs
 
 # %% ../../nbs/cohorts/01_records.ipynb #192a4e3e
@@ -513,7 +516,7 @@ def read_window(
         head.sig_len = head.sig_len or _length(head, stem)
     if first < 0 or first + n > head.sig_len:
         raise RecordError(f"{stem} has {head.sig_len} samples; {first} to {first + n} are not among them", "too short")
-    x = _read_general(head, stem, False, first, n)
+    with readable(stem): x = _read_general(head, stem, False, first, n)
     return _voltages(x, head.sig_name, head.units, head.fs, stem)
 
 # %% ../../nbs/cohorts/01_records.ipynb #515af968

@@ -27,6 +27,7 @@ def _mended(raw: pd.DataFrame): # (table for ecgbench or None, records whose fin
     for c in counts: table[c] = counts[c].mask(uncounted[c], 0).astype(int)
     return table, commas["AHA_code"], uncounted
 
+# %% ../../nbs/cohorts/05_zzu.ipynb #10b0edf8
 def _load_zzu(root: Path):
     "ZZU-pECG: (table, labels, coverage)."
     require(root, "ZZU-pECG", *(f"{f}.csv" for f in ("AttributesDictionary", "ECGCode", "DiseaseCode")))
