@@ -18,7 +18,7 @@ from ecgbench.labels.ptbdb import parse_header_comments
 from ..ages.bands import YEAR
 from .cohort import COHORTS
 from .records import cpsc_struct, scan_headers, read_header, read_record
-from .tables import read_csv, remark, require
+from .tables import read_ages, read_csv, read_patients, remark, require
 from ..labels.aha import labels_from_aha
 from ..labels.others import CHAPMAN, labels_from_chapman, labels_from_cpsc, labels_from_ptbdb
 from ..labels.snomed import cinc_source, labels_from_cinc
@@ -39,8 +39,8 @@ def _honest(path: Path) -> bool | None: # None where the record cannot be judged
     try: x, head = read_record(path, check=False)[0], read_header(path)
     except RecordError: return None
     told = [getattr(head, k, None) for k in ("adc_gain", "baseline", "checksum", "init_value")]
-    # several segments, or other channels than named
-    if any(v is None or len(v) != len(x) for v in told):
+    # several segments, other channels than named, or several rates
+    if any(v is None or len(v) != len(x) for v in told) or any((s or 1) > 1 for s in head.samps_per_frame):
         return None
     gain, zero, sums, firsts = (np.array(v, float)[:, None] for v in told)  # a header need not give the last two: NaN
     digital = np.rint(np.nan_to_num(x, nan=-32768 / gain[0, 0]) * gain + zero).astype(np.int64)
@@ -56,23 +56,25 @@ def _doubtful(root: Path, table: pd.DataFrame, most: int = 5) -> list: # of sour
     return found
 
 # %% ../../nbs/cohorts/07_challenges.ipynb #e538a2da
-_SHARED = ("ptb", "st_petersburg_incart")   # sources in which one patient gave several records, and nobody says which
+_SHARED = ("ptb", "ptb-xl", "st_petersburg_incart")   # sources in which one patient gave several records, and nobody says which
 
 def _load_cinc(root: Path):
     "PhysioNet/CinC challenge layout: (table, labels, coverage)."
     src = scan_headers(root)
     fs, n = (pd.to_numeric(src[c], errors="coerce") for c in ("sampling_rate", "n_samples"))
-    source, age = src["record_name"].map(cinc_source), pd.to_numeric(src["age"], errors="coerce")
-    age = age.mask((source == "ptb-xl") & (age > 89), 90.0)      # PTB-XL writes 300 for everybody above 89
+    source = src["record_name"].map(cinc_source)
     table = pd.DataFrame(
         {
-            "patient_id": None, "age_days": age * YEAR, "sex": src["sex"], "fs": fs.astype(float),
+            "patient_id": None, "age_days": np.nan, "sex": src["sex"], "fs": fs.astype(float),
             "leads": pd.to_numeric(src["n_leads"], errors="coerce"), "seconds": n / fs.where(fs > 0),
             "report": src["dx"].map(_names),
             "quality": np.select([source.isin(_SHARED), src["dx"] == ""], ["patient not stated", "no diagnosis"], ""),
             "path": src["path"], "source": source, "dx": src["dx"]
         }
     ).set_axis(src["record_name"])
+    read_ages(table, src["age"])
+    over = (table["source"] == "ptb-xl") & (table["age_days"] > 89 * YEAR)
+    table["age_days"] = table["age_days"].mask(over, 90.0 * YEAR)     # PTB-XL writes 300 for everybody above 89
     if len(doubtful := _doubtful(root, table)):
         table["checksums"] = ~table["source"].isin(doubtful)
         remark(table, ~table["checksums"].to_numpy(), "checksums of this source do not fit")
@@ -81,13 +83,13 @@ def _load_cinc(root: Path):
 COHORTS["cinc"] = _load_cinc
 
 # %% ../../nbs/cohorts/07_challenges.ipynb #403b8380
-def _cpsc_person(path: Path) -> tuple: # (sex, age in years, seconds)
+def _cpsc_person(path: Path) -> tuple: # (sex, age in years, both as text; seconds)
     "What a struct says of its patient; nothing where it cannot be read."
     try: ecg = cpsc_struct(path)
-    except RecordError: return "", np.nan, np.nan   # reading the signal will say why
+    except RecordError: return "", "", np.nan   # reading the signal will say why
     sex, age = (np.asarray(ecg[k]).reshape(-1) for k in ("sex", "age"))
     return (
-        str(sex[0]) if len(sex) else "", pd.to_numeric(str(age[0]), errors="coerce") if len(age) else np.nan,
+        str(sex[0]) if len(sex) else "", str(age[0]) if len(age) else "",
         np.asarray(ecg["data"]).shape[-1] / 500
     )
 
@@ -98,8 +100,10 @@ def _load_cpsc(root: Path):
     if not references: raise PeaceError(f"{root} does not hold CPSC2018: REFERENCE.csv is missing")
     # some copies have one a folder
     ref = pd.concat([read_csv(p, ("Recording", "First_label"), dtype=str) for p in references]).drop_duplicates()
-    ref = ref.set_axis(ref["Recording"].str.strip())
     files = {p.stem: p for p in sorted(root.rglob("*.mat"))}
+    alike = {stem.lower(): stem for stem in files}
+    named = ref["Recording"].str.strip().str.replace(r"(?i)\.mat$", "", regex=True)
+    ref = ref.set_axis([n if n in files else alike.get(str(n).lower(), n) for n in named])    # `a0001` is A0001.mat
     names = list(dict.fromkeys([*ref.index, *files]))
     if ref.index.has_duplicates:
         raise PeaceError(f"{references[0]} lists record {ref.index[ref.index.duplicated()][0]} more than once")
@@ -114,34 +118,42 @@ def _load_cpsc(root: Path):
     with ThreadPoolExecutor(4) as pool: sex, age, seconds = zip(*pool.map(_cpsc_person, paths))
     table = pd.DataFrame(
         {
-            "patient_id": None, "age_days": np.array(age, float) * YEAR, "sex": sex, "fs": 500.0, "leads": 12,
+            "patient_id": None, "age_days": np.nan, "sex": sex, "fs": 500.0, "leads": 12,
             "seconds": np.array(seconds, float), "report": None,
             "quality": np.where(codes.map(len) == 0, "no diagnosis", ""),
             "path": [p.relative_to(root).as_posix() for p in paths]
         },
         index=names,
     )
+    read_ages(table, age)
     return table, *labels_from_cpsc(codes)
 
 COHORTS["cpsc2018"] = _load_cpsc
 
 # %% ../../nbs/cohorts/07_challenges.ipynb #5fdce0f2
+def _ptb_notes(hea: Path) -> dict:
+    "The case history in a header; nothing where the system does not let us read it."
+    try: return parse_header_comments(hea)
+    except OSError: return {}
+
 def _load_ptb(root: Path):
     "PTB Diagnostic ECG Database: (table, labels, coverage)."
     src = scan_headers(root)
-    notes = [parse_header_comments(root / f"{p}.hea") for p in src["path"]]
+    notes = [_ptb_notes(root / f"{p}.hea") for p in src["path"]]
     def said(key): return pd.Series([n.get(key, "") for n in notes], dtype=object)
     fs, n = (pd.to_numeric(src[c], errors="coerce") for c in ("sampling_rate", "n_samples"))
     reason, folder = said("Reason for admission"), src["path"].str.extract(r"(patient\d+)/[^/]+$")[0]
     table = pd.DataFrame(
         {
-            "patient_id": folder, "age_days": pd.to_numeric(said("age"), errors="coerce") * YEAR, "sex": said("sex"),
+            "patient_id": None, "age_days": np.nan, "sex": said("sex"),
             "fs": fs.astype(float), "leads": 12, "seconds": n / fs.where(fs > 0),
             "report": (reason + "; " + said("Additional diagnoses")).str.strip("; "),
             "quality": np.where(reason == "", "no diagnosis", ""), "path": src["path"],
             "infarction": said("Acute infarction (localization)")
         }
     ).set_axis(src["record_name"])
+    read_patients(table, folder)
+    read_ages(table, said("age"))
     return table, *labels_from_ptbdb(reason.set_axis(table.index))
 
 COHORTS["ptb"] = _load_ptb
@@ -164,13 +176,15 @@ def _load_sph(root: Path):
     codes = meta["AHA_Code"].fillna("")
     table = pd.DataFrame(
         {
-            "patient_id": meta["Patient_ID"], "age_days": pd.to_numeric(meta["Age"], errors="coerce") * YEAR,
+            "patient_id": None, "age_days": np.nan,
             "sex": meta["Sex"], "fs": 500.0, "leads": 12, "seconds": pd.to_numeric(meta["N"], errors="coerce") / 500,
             "report": _statements(codes, root), "quality": np.where(codes.str.strip() == "", "no diagnosis", ""),
             "path": folder + meta.index.to_series() + ".h5", "aha": codes
         },
         index=meta.index,
     )
+    read_patients(table, meta["Patient_ID"])
+    read_ages(table, meta["Age"])
     return table, *labels_from_aha(codes, vocabulary="sph")
 
 COHORTS["sph"] = _load_sph
@@ -207,13 +221,14 @@ def _load_chapman(root: Path):
     def spell(v): return "; ".join(CHAPMAN["description"].get(t.upper(), t) for t in v.split() if t.upper() != "NONE")
     table = pd.DataFrame(
         {
-            "patient_id": None, "age_days": pd.to_numeric(src["PatientAge"], errors="coerce") * YEAR,
+            "patient_id": None, "age_days": np.nan,
             "sex": src["Gender"], "fs": 500.0, "leads": 12, "seconds": 10.0, "report": codes.map(spell),
             "quality": np.where(codes.str.strip() == "", "no diagnosis", ""),
             "path": folder + src.index.to_series() + ".csv", "codes": codes
         },
         index=src.index,
     )
+    read_ages(table, src["PatientAge"])
     return table, *labels_from_chapman(codes)
 
 COHORTS["chapman"] = _load_chapman

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from .records import MAX_SAMPLES, READERS, plain_counts, read_record, read_window
+from .records import MAX_SAMPLES, READERS, plain_counts, read_record, read_window, readable
 from ..files import frame_bytes
 from ..settings import PeaceError
 from ..signals.prepare import RecordError, select_leads
@@ -64,7 +64,8 @@ def raw(self: Cohort,
 ): # (signal (C, T) float64 mV, names, fs): the channels as stored
     "One record as it lies on disk; sentences about it name the file relative to the root."
     if record_id not in self.table.index: raise PeaceError(f"{self.name} has no record {record_id!r}")
-    try: return _read_row(self, record_id)
+    try:
+        with readable(self.root / self.table.at[record_id, "path"]): return _read_row(self, record_id)
     except RecordError as e: raise RecordError(str(e).replace(str(self.root) + os.sep, ""), e.kind) from e
 
 @patch
@@ -92,14 +93,15 @@ def _fingerprint(c: Cohort, most: int = 20_000) -> str:
     "Content hash of a cohort; the same wherever the folder lies."
     h = hashlib.sha256(c.name.encode() + frame_bytes(c.table) + frame_bytes(c.labels))
     for path in dict.fromkeys(c.table["path"].iloc[:: max(1, -(-len(c.table) // most))]):
-        if Path(path).suffix.lower() in READERS:
-            h.update(_edges(c.root / path))
-            continue
-        hea, dat, *more = (c.root / f"{path}{e}" for e in (".hea", ".dat", ".mat", ".xyz"))
-        h.update(hea.read_bytes() if hea.is_file() else b"missing")
-        h.update(str(dat.stat().st_size if dat.is_file() else -1).encode())
-        for f in more: h.update(f"{f.suffix}{f.stat().st_size}".encode() if f.is_file() else b"")
+        try: h.update(_edges(c.root / path) if Path(path).suffix.lower() in READERS else _outline(c.root / path))
+        except OSError: h.update(b"unreadable")
     return h.hexdigest()
+
+def _outline(stem: Path) -> bytes:
+    "The header of a record, and the lengths of its signal files."
+    hea, dat, *more = (stem.with_name(f"{stem.name}{e}") for e in (".hea", ".dat", ".mat", ".xyz"))
+    found = [hea.read_bytes() if hea.is_file() else b"missing", str(dat.stat().st_size if dat.is_file() else -1).encode()]
+    return b"".join(found + [f"{f.suffix}{f.stat().st_size}".encode() for f in more if f.is_file()])
 
 def _edges(file: Path, n: int = 4096) -> bytes:
     "Length, first and last bytes of a file that has no header with checksums beside it."

@@ -12,7 +12,7 @@ from ecgbench.labels import mimic_iv_ecg as _mimic_source
 
 from ..ages.bands import YEAR
 from .cohort import COHORTS
-from .tables import read_csv, require, publisher_table
+from .tables import cell_text, publisher_table, read_csv, read_patients, require
 from ..labels.reports import labels_from_report
 from ..settings import PeaceError
 
@@ -31,9 +31,8 @@ def _ages(records: pd.DataFrame, patients: Path | None):
     p = (
         read_csv(patients, ("subject_id", "gender", "anchor_age", "anchor_year"))
         .drop_duplicates("subject_id")
-        .set_index("subject_id")
     )
-    p = p.reindex(records["subject_id"])
+    p = p.set_index(cell_text(p["subject_id"])).reindex(cell_text(records["subject_id"]))
     when = pd.to_datetime(records["ecg_time"], errors="coerce").dt.year.to_numpy()
     years = p["anchor_age"].to_numpy(float) + when - p["anchor_year"].to_numpy(float)
     return np.where(years > 89, 90, years) * YEAR, p["gender"].to_numpy(object)
@@ -50,7 +49,7 @@ def _load_mimic(root: Path, patients=None):
     age, sex = _ages(records, _find_patients(root, patients))
     table = pd.DataFrame(
         {
-            "patient_id": records["subject_id"].astype(str).to_numpy(), "age_days": age, "sex": sex, "fs": 500.0,
+            "patient_id": None, "age_days": age, "sex": sex, "fs": 500.0,
             "leads": 12, "seconds": 10.0, "report": src["report_text"].to_numpy(),
             "quality": np.where(src["report_text"].isna(), "no report", ""), "path": records["path"].to_numpy(),
             "ecg_time": records["ecg_time"].astype(str).to_numpy(),
@@ -58,6 +57,7 @@ def _load_mimic(root: Path, patients=None):
         },
         index=records["study_id"],
     )
+    read_patients(table, records["subject_id"])
     lines = src[[c for c in _mimic_source.REPORT_COLUMNS if c in src]]
     spoken = pd.Series(
         [[x for x in row if isinstance(x, str)] for row in lines.to_numpy(object)], index=table.index.astype(str),

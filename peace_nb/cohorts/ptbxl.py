@@ -4,6 +4,7 @@
 __all__ = []
 
 # %% ../../nbs/cohorts/04_ptbxl.ipynb #02050cfc
+import ast
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,32 @@ from ecgbench.labels import ptbxl as _ptbxl_source
 
 from ..ages.bands import YEAR
 from .cohort import COHORTS
-from .tables import read_csv, require, publisher_table
+from .tables import cell_text, publisher_table, read_ages, read_csv, read_patients, remark, require
 from ..labels.scp import labels_from_scp
 from ..settings import PeaceError
+
+# %% ../../nbs/cohorts/04_ptbxl.ipynb #5a970ee4
+def _readable_codes(cell) -> bool:
+    "Is a cell of `scp_codes` what `ecgbench` and we can read: no dictionary at all, or statements with numbers?"
+    try: found = ast.literal_eval(str(cell))
+    except (ValueError, SyntaxError): return True     # ecgbench reads it as empty, and we see that
+    if not isinstance(found, dict): return True
+    return all(type(k) is str and type(v) in (int, float) for k, v in found.items())
+
+def _codes_table(root: Path, db: pd.DataFrame) -> pd.DataFrame:
+    "The statements as `ecgbench` reads them, cells that it would stumble over made unreadable first."
+    plain = db["scp_codes"].astype(str).str.fullmatch(r"\{(?:'\w+': -?[\d.]+(?:, |(?=\})))*\}")
+    bad = [i for i in db.index[~plain] if not _readable_codes(db.at[i, "scp_codes"])]
+    if not bad: return publisher_table(_ptbxl_source, root, "ptbxl")
+    mended = db.assign(scp_codes=db["scp_codes"].mask(db.index.isin(bad), "unreadable"))
+    return publisher_table(_ptbxl_source, root, "ptbxl", {"ptbxl_database.csv": mended})
+
+def _folds(table: pd.DataFrame, cells):
+    "Fill `fold` with whole numbers from 1 to 10, in place; a remark where a cell is something else."
+    text = cell_text(cells).set_axis(table.index)
+    number = pd.to_numeric(text, errors="coerce")
+    table["fold"] = number.where(number.isin(range(1, 11))).astype("Int64")
+    remark(table, ((text != "") & table["fold"].isna()).to_numpy(), "fold " + text.str[:20] + " does not exist")
 
 # %% ../../nbs/cohorts/04_ptbxl.ipynb #9f8d8d98
 _NOTES = ("baseline_drift", "static_noise", "burst_noise", "electrodes_problems")
@@ -32,26 +56,29 @@ def _load_ptbxl(root: Path):
     require(root, "PTB-XL", "ptbxl_database.csv", "scp_statements.csv")
     db = read_csv(
         root / "ptbxl_database.csv",
-        ("ecg_id", "patient_id", "age", "sex", "scp_codes", "strat_fold", "filename_hr", "filename_lr")
+        ("ecg_id", "patient_id", "age", "sex", "scp_codes", "strat_fold", "filename_hr", "filename_lr"),
+        dtype={"patient_id": str}
     )
-    src = publisher_table(_ptbxl_source, root, "ptbxl")
+    src = _codes_table(root, db)
     if not db["ecg_id"].is_unique:
         raise PeaceError(
             f"ptbxl_database.csv lists record {db['ecg_id'][db['ecg_id'].duplicated()].iloc[0]} more than once"
         )
     fs = 500 if (root / "records500").is_dir() or not (root / "records100").is_dir() else 100
-    age, patient = pd.to_numeric(db["age"], errors="coerce"), pd.to_numeric(db["patient_id"], errors="coerce")
+    sex = cell_text(db["sex"])
     unread = (src["scp_codes"].map(len) == 0).to_numpy() & (db["scp_codes"].astype(str).str.strip() != "{}").to_numpy()
     table = pd.DataFrame(
         {
-            "patient_id": patient.astype("Int64").astype("string").astype(object),
-            "age_days": age.where(~(age > 89), 90.0) * YEAR,
-            "sex": db["sex"].map({0: "M", 1: "F"}).where(db["sex"].isin([0, 1]), db["sex"]), "fs": float(fs),
+            "patient_id": None, "age_days": np.nan, "sex": sex.replace({"0": "M", "1": "F"}), "fs": float(fs),
             "leads": 12, "seconds": 10.0, "report": db.get("report"), "quality": _notes(db),
-            "path": db["filename_hr" if fs == 500 else "filename_lr"], "fold": db["strat_fold"].astype("Int64"),
+            "path": db["filename_hr" if fs == 500 else "filename_lr"], "fold": pd.NA,
             **{c: db[c] for c in _MORE if c in db}
         }
     ).set_axis(db["ecg_id"])
+    read_patients(table, db["patient_id"])
+    read_ages(table, db["age"])
+    table["age_days"] = table["age_days"].where(~(table["age_days"] > 89 * YEAR), 90.0 * YEAR)
+    _folds(table, db["strat_fold"])
     table.loc[unread, "quality"] = "labels unreadable"
     codes = src["scp_codes"].set_axis(src.index.astype(str))
     labels, coverage = labels_from_scp(codes, src["heart_axis"].set_axis(codes.index) if "heart_axis" in src else None)

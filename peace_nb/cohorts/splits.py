@@ -67,11 +67,17 @@ def _gcd(a: Fraction, b: Fraction) -> Fraction:
 def split_by_fold(
     table: pd.DataFrame, # has fold (1 to 10)
 ) -> pd.Series: # "train" (folds 1–8), "val" (9), "test" (10)
-    "PTB-XL's own folds; its authors made them by patient and put the best-checked records into 9 and 10."
+    "PTB-XL's own folds, made by patient, the best-checked records in 9 and 10. Raises `PeaceError` without a fold."
     if "fold" not in table: raise PeaceError("this cohort has no folds of its own; use split_by_patient")
     mapping = ecgbench.load_config("ptbxl").predefined_splits.fold_mapping
     part = {f: name for name, folds in mapping.items() for f in folds}
-    return check_disjoint(table, table["fold"].map(part).rename("split"))
+    split = table["fold"].map(part).rename("split")
+    if split.isna().any():
+        raise PeaceError(
+            f"{split.isna().sum()} records have no fold from 1 to 10, among them {split.index[split.isna()][0]}; "
+            f"mend the table or use split_by_patient"
+        )
+    return check_disjoint(table, split)
 
 # %% ../../nbs/cohorts/10_splits.ipynb #7c2598c9
 def development_half(

@@ -11,26 +11,51 @@ import pandas as pd
 from ecgbench.labels import zzu_pecg as _zzu_source
 
 from .cohort import COHORTS
-from .tables import read_csv, require, publisher_table
+from .tables import publisher_table, read_ages, read_csv, read_patients, remark, require
 from ..labels.aha import labels_from_aha
 
-# %% ../../nbs/cohorts/05_zzu.ipynb #f7871059
+# %% ../../nbs/cohorts/05_zzu.ipynb #d0244769
+def _mended(raw: pd.DataFrame): # (table for ecgbench or None, records whose findings cannot be read, counts unknown)
+    "What `ecgbench` would refuse a whole table for, blanked cell by cell."
+    codes = [c for c in ("AHA_code", "CHN_code", "ICD-10 code") if c in raw]
+    commas = raw[codes].apply(lambda c: c.astype(str).str.contains(","))
+    counts = raw[["Lead", "Sampling_point"]].apply(pd.to_numeric, errors="coerce")
+    uncounted = counts.isna() | (counts % 1 != 0)
+    if not commas.any(axis=None) and not uncounted.any(axis=None): return None, commas["AHA_code"], uncounted
+    table = raw.copy()
+    for c in codes: table[c] = raw[c].mask(commas[c])
+    for c in counts: table[c] = counts[c].mask(uncounted[c], 0).astype(int)
+    return table, commas["AHA_code"], uncounted
+
+# %% ../../nbs/cohorts/05_zzu.ipynb #10b0edf8
 def _load_zzu(root: Path):
     "ZZU-pECG: (table, labels, coverage)."
     require(root, "ZZU-pECG", *(f"{f}.csv" for f in ("AttributesDictionary", "ECGCode", "DiseaseCode")))
-    raw = read_csv(root / "AttributesDictionary.csv", ("ECG_ID", "Age", "Gender", "AHA_code", "Sampling_point"))
-    src = publisher_table(_zzu_source, root, "zzu_pecg")
-    sign = np.where(raw["Age"].astype(str).str.strip(" '").str.startswith("-"), -1, 1)
+    raw = read_csv(
+        root / "AttributesDictionary.csv",
+        ("ECG_ID", "Patient_ID", "Age", "Gender", "AHA_code", "Sampling_point", "Lead"),
+        dtype={"Patient_ID": str, "Age": str}
+    )
+    mended, unread, uncounted = _mended(raw)
+    src = publisher_table(
+        _zzu_source, root, "zzu_pecg", None if mended is None else {"AttributesDictionary.csv": mended}
+    )
+    unread, leads, samples = unread.to_numpy(), *(uncounted[c].to_numpy() for c in ("Lead", "Sampling_point"))
     table = pd.DataFrame(
         {
-            "patient_id": src["patient_id"], "age_days": src["age_days"].astype(float) * sign,
-            "sex": raw["Gender"].to_numpy(), "fs": src["sampling_rate"].astype(float), "leads": src["n_leads"],
-            "seconds": src["duration_seconds"].astype(float), "report": src["ecg_findings"], "quality": "",
+            "patient_id": None, "age_days": np.nan, "sex": raw["Gender"].to_numpy(),
+            "fs": src["sampling_rate"].astype(float), "leads": src["n_leads"],
+            "seconds": src["duration_seconds"].astype(float).mask(samples), "report": src["ecg_findings"],
+            "quality": np.where(unread, "labels unreadable", ""),
             "path": src["signal_path"], "icd10": src["icd10_codes"], "disease_groups": src["disease_groups"],
             "psqi": src["psqi_mean"], "bassqi": src["bassqi_mean"], "bsqi": src["bsqi_mean"]
         }
     )
-    findings = raw["AHA_code"].set_axis(raw["ECG_ID"].astype(str)).reindex(src.index.astype(str))
+    if leads.any(): table["leads"] = table["leads"].mask(leads)
+    read_patients(table, raw["Patient_ID"])
+    read_ages(table, raw["Age"], days=1, letter="d")
+    remark(table, leads, "number of leads not stated")
+    findings = raw["AHA_code"].set_axis(raw["ECG_ID"].astype(str)).mask(unread).reindex(src.index.astype(str))
     return table, *labels_from_aha(findings)
 
 COHORTS["zzu-pecg"] = _load_zzu

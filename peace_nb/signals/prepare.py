@@ -8,7 +8,7 @@ __all__ = ['FAULTS', 'LEADS', 'MIN_SECONDS', 'MAX_NAN', 'RAIL_MV', 'FLAT_MV', 'T
            'quality', 'usable_leads', 'quality_text', 'prepare_flagged', 'prepare', 'Normaliser']
 
 # %% ../../nbs/signals/01_prepare.ipynb #2133d30c
-import re
+import re, unicodedata
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -26,10 +26,10 @@ FAULTS = {
     "missing signal": "the signal file is not there",
     "bad header": "the header is empty, cut off or no header at all",
     "absurd size": "the header promises more samples than a record may have",
-    "wrong file": "the header speaks of another record, or of a file outside its folder",
+    "wrong file": "the header speaks of another record, of a file outside its folder, or of a shorter file",
     "truncated": "the signal file is shorter than the header promises",
     "checksum": "the samples do not add up to what the header says",
-    "unit": "a lead is given in a unit that is not a voltage",
+    "unit": "a lead is given in a unit that is not a voltage, or with voltages that no heart makes",
     "lead names": "no lead can be told by name, or one name is given twice",
     "sampling rate": "no heart was ever recorded at this rate",
     "too short": "fewer seconds than a rhythm needs",
@@ -46,16 +46,23 @@ class RecordError(PeaceError):
         super().__init__(sentence)
         self.kind = kind
 
-# %% ../../nbs/signals/01_prepare.ipynb #87225898
+# %% ../../nbs/signals/01_prepare.ipynb #f328a939
 LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
-_BY_LOWER = {lead.lower(): lead for lead in LEADS}
+_BY_LOWER = {lead.lower(): lead for lead in LEADS} | {"di": "I", "dii": "II", "diii": "III"}
+_NAME = re.compile(r"(?:mdc_)?(?P<prefix>e[ck]g(?:[\s_:]*lead)?|lead)?(?P<gap>[\s_:-]*)(?P<lead>\S+)")
+_DASHES = dict.fromkeys(map(ord, "‐‑–−"), "-")
 
+@lru_cache(maxsize=4096)
 def canonical_lead(
-    name: str, # a channel name as a header writes it: "AVR", "Lead II", "MDC_ECG_LEAD_V1"
-) -> str: # the name as `LEADS` writes it, or the name unchanged when it is none of the twelve
+    name: str, # a channel name as a header writes it: "AVR", "Lead II", "MDC_ECG_LEAD_V1", "-aVR"
+) -> str: # the name as `LEADS` writes it, after a minus where it is flipped; unchanged when it is none of the twelve
     "The textbook spelling of a lead name; spelling, case and the common prefixes are forgiven, position never counts."
-    bare = re.sub(r"^(mdc_)?(ecg_)?(lead)?[\s_:-]*", "", str(name).strip().lower())
-    return _BY_LOWER.get(bare, str(name).strip())
+    text = unicodedata.normalize("NFKC", str(name)).translate(_DASHES).split(" #")[0].strip().lower()
+    found = _NAME.fullmatch(text.removeprefix("-").strip())
+    lead = _BY_LOWER.get(found["lead"]) if found else None
+    if lead is None: return str(name).strip()
+    flipped = text.startswith("-") != found["gap"].endswith(" -")   # "Lead -aVR", but not "Lead-II"
+    return f"-{lead}" if flipped else lead
 
 # %% ../../nbs/signals/01_prepare.ipynb #4cb059a7
 def select_leads(
@@ -64,7 +71,9 @@ def select_leads(
     leads: tuple = LEADS, # the leads wanted, in the order wanted
 ): # (signal (..., L, T) float32, mask (L,) bool): absent leads are zeros and `False`
     "Channels to leads, by name and never by position. Raises `PeaceError` on a name given twice or a count that does not fit."
-    signal, names = np.asarray(signal), [canonical_lead(n) for n in names]
+    signal, signed = np.asarray(signal), [canonical_lead(n) for n in names]
+    flipped = [n.startswith("-") and n[1:] in leads for n in signed]
+    names = [n[1:] if f else n for n, f in zip(signed, flipped)]
     if signal.ndim < 2 or signal.shape[-2] != len(names):
         raise PeaceError(f"the signal has shape {signal.shape} but {len(names)} lead names were given")
     twice = sorted({n for n in names if n in leads and names.count(n) > 1})
@@ -72,6 +81,8 @@ def select_leads(
     mask = np.array([lead in names for lead in leads])
     out = np.zeros((*signal.shape[:-2], len(leads), signal.shape[-1]), np.float32)
     out[..., mask, :] = signal[..., [names.index(l) for l in leads if l in names], :]
+    for name, flip in zip(names, flipped):
+        if flip: out[..., leads.index(name), :] *= -1
     return out, mask
 
 # %% ../../nbs/signals/01_prepare.ipynb #6af17541
@@ -235,7 +246,8 @@ def prepare_flagged(
     return out, mask, flags
 
 # %% ../../nbs/signals/01_prepare.ipynb #294b4de4
-TO_MV = {"mv": 1.0, "uv": 1e-3, "µv": 1e-3, "μv": 1e-3, "nv": 1e-6, "v": 1e3}   # millivolts per unit
+TO_MV = {"mv": 1.0, "uv": 1e-3, "µv": 1e-3, "μv": 1e-3, "nv": 1e-6, "v": 1e3,    # millivolts per unit
+         "millivolt": 1.0, "millivolts": 1.0, "microvolt": 1e-3, "microvolts": 1e-3}
 
 # %% ../../nbs/signals/01_prepare.ipynb #1e4ae3cc
 def prepare(

@@ -27,7 +27,8 @@ from .writer import SET_ASIDE, Chunk, Writer, to_int16
 def _one(cohort, spec: SignalSpec, rid): # (units (L, n) int16, mask (L,), flags, samples clipped)
     "One prepared record: the quick way where it is open, the careful way otherwise. Both give the same; only the careful way complains."
     quick = cohort.counts(rid) if warmed() and hasattr(cohort, "counts") else None
-    if quick is not None and (made := prepare_counts(quick[0], spec, quick[1])) is not None: return made
+    if quick is not None and (made := prepare_counts(quick[0], spec, quick[1])) is not None and not made[3]:
+        return made
     x, mask, found = prepare_flagged(*cohort.raw(rid), spec)
     units, clipped = to_int16(x)
     return units, mask, found, clipped
@@ -39,7 +40,7 @@ def prepare_chunk(cohort, spec: SignalSpec, ids: list) -> Chunk:
     for rid in ids:
         try:
             units[len(good)], masks[len(good)], found, c = _one(cohort, spec, rid)
-        except PeaceError as e:
+        except (PeaceError, OSError) as e:
             bad.append({"record_id": rid, "kind": getattr(e, "kind", "unreadable"), "reason": str(e)})
             continue
         flags.append(quality_text(found))
