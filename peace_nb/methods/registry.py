@@ -98,7 +98,10 @@ def register_method(
 
 def _builder(row: Registered) -> tuple:
     "(builder, texts) of a method, from the module that holds them."
-    if row.name not in BUILDERS and row.module: importlib.import_module(f"peace_nb.methods.{row.module}")
+    if row.name not in BUILDERS and row.module:
+        importlib.import_module(f"peace_nb.methods.{row.module}")
+        found = importlib.import_module("peace_nb.methods.registry").BUILDERS   # in a notebook, another dict than BUILDERS
+        BUILDERS.update({name: known for name, known in found.items() if name not in BUILDERS})
     if row.name not in BUILDERS:
         raise PeaceError(f"The method {row.name} has no builder in peace_nb.methods.{row.module}.")
     return BUILDERS[row.name]

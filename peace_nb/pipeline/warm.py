@@ -17,17 +17,17 @@ import contextlib, json, os, re, selectors, signal, socket, sys, time
 
 # %% ../../nbs/pipeline/11_warm.ipynb #b48ab847
 LAYERS = {  # layer → what it imports; each layer stands on the one before
-    "light": (
-        "papermill", "nbclient", "nbconvert", "psutil", "typer", "yaml", "tqdm.auto", "ipykernel.kernelapp",
-        "ipykernel.debugger", "ipykernel.kernelspec", "ipykernel_launcher", "sqlite3", "IPython.core.completerlib",
-        "IPython.core.debugger", "IPython.core.logger", "IPython.core.oinspect", "IPython.extensions.storemagic",
-        "IPython.terminal.pt_inputhooks", "tornado.platform.asyncio", "jupyter_client.provisioning.local_provisioner",
-        "numpy", "pandas", "pyarrow.dataset", "pyarrow.pandas_compat", "numba", "wfdb", "matplotlib.pyplot",
-        "matplotlib.backends.backend_agg", "matplotlib.backends.backend_pdf", "seaborn", "scipy.stats", "scipy.signal",
-        "scipy.ndimage", "sklearn.linear_model", "sklearn.metrics", "peace_nb.cli", "peace_nb.pipeline.build",
-        "peace_nb.pipeline.tables", "peace_nb.store.store", "peace_nb.cohorts.load", "peace_nb.signals.plots",
-        "peace_nb.evaluation.metrics", "peace_nb.evaluation.comparisons"
-    ),
+    "light": ("papermill", "nbclient", "nbconvert", "psutil", "typer", "yaml", "tqdm.auto",
+              "ipykernel.kernelapp", "ipykernel.debugger", "ipykernel.kernelspec", "ipykernel_launcher", "sqlite3",
+              "IPython.core.completerlib", "IPython.core.debugger", "IPython.core.logger", "IPython.core.oinspect",
+              "IPython.extensions.storemagic", "IPython.terminal.pt_inputhooks", "tornado.platform.asyncio",
+              "jupyter_client.provisioning.local_provisioner",
+              "numpy", "pandas", "pyarrow.dataset", "pyarrow.pandas_compat", "numba", "wfdb",
+              "matplotlib.pyplot", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_pdf", "seaborn",
+              "scipy.stats", "scipy.signal", "scipy.ndimage", "sklearn.linear_model", "sklearn.metrics",
+              "peace_nb.cli", "peace_nb.pipeline.build", "peace_nb.pipeline.tables", "peace_nb.store.store",
+              "peace_nb.cohorts.load",
+              "peace_nb.signals.plots", "peace_nb.evaluation.metrics", "peace_nb.evaluation.comparisons"),
     "torch": ("torch", "transformers", "accelerate", "safetensors.torch", "peace_nb.*"),
 }
 MODULE = "peace_nb.pipeline.warm"        # this module
@@ -97,7 +97,7 @@ def ask(
 
 # %% ../../nbs/pipeline/11_warm.ipynb #5aec23f8
 def main():
-    "Run `peace-nb` in a warm process, or in this one where there is none: `python -m peace_nb.pipeline.warm LAYER ARGS…`."
+    "Run `peace-nb` warm, or here where there is no warm process: `python -m peace_nb.pipeline.warm LAYER ARGS…`."
     layer, *args = sys.argv[1:]
     try: code = ask(layer, args)
     except ConnectionError as error: code = complain(args, str(error))
@@ -241,7 +241,7 @@ def other_start(
     "Why a kernel cannot be a copy: libraries read the environment when they are imported."
     return sorted(k for k in env.keys() | born.keys() if env.get(k) != born.get(k) and k not in MAY_DIFFER)
 
-# %% ../../nbs/pipeline/11_warm.ipynb #adfb7e00
+# %% ../../nbs/pipeline/11_warm.ipynb #c8283195
 def take_over(
     message: dict,  # with `env` and `cwd`
     files: list[int],  # standard input, output and error

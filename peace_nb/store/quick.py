@@ -91,6 +91,7 @@ def condition(
     COMPILED["_spread"](counts.samples, lanes, *fits, alike, pad, x)
     if len(sos): there_and_back(sos, x, pad)
     made = x[pad: pad + min(T, n)] if ratio == (1, 1) else _thinned(x, pad, *ratio, n)
+    made[:, len(lane):] = 0   # spare lanes repeat a channel: what is clipped there is counted already
     units = np.empty((n, LANES), np.int16)
     units[len(made):] = 0
     return units, COMPILED["_round"](made.reshape(-1), units[: len(made)].reshape(-1))
