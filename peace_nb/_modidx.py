@@ -1564,8 +1564,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'peace_nb/pipeline/manuscript.py'),
                                               'peace_nb.pipeline.manuscript.printed_files': ( 'pipeline/manuscript.html#printed_files',
                                                                                               'peace_nb/pipeline/manuscript.py'),
-                                              'peace_nb.pipeline.manuscript.text_rows': ( 'pipeline/manuscript.html#text_rows',
-                                                                                          'peace_nb/pipeline/manuscript.py'),
                                               'peace_nb.pipeline.manuscript.thumbnail': ( 'pipeline/manuscript.html#thumbnail',
                                                                                           'peace_nb/pipeline/manuscript.py'),
                                               'peace_nb.pipeline.manuscript.without_paths': ( 'pipeline/manuscript.html#without_paths',

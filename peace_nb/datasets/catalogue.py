@@ -85,10 +85,9 @@ def safe_path(
 ) -> str: # relative, with / between folders
     "A name that cannot leave the folder it is put under. Raises `PeaceError`."
     clean = name.replace("\\", "/").removeprefix("./")
-    def bad(p): return (p in ("", ".", "..")
-        or p != p.rstrip(". ")
-        or re.search(r"[\x00-\x1f:*?\"<>|]", p)
-        or p.split(".")[0].lower() in _RESERVED)
+    def bad(part):
+        if part in ("", ".", "..") or part != part.rstrip(". "): return True
+        return re.search(r"[\x00-\x1f:*?\"<>|]", part) or part.split(".")[0].lower() in _RESERVED
     if any(bad(p) for p in clean.split("/")):
         raise PeaceError(f"{where} names {name!r}, which is no plain path inside its folder; nothing was written")
     return clean

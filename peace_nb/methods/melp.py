@@ -89,9 +89,10 @@ class ReportDecoder(nn.Module):
             nn.Embedding(vocabulary, width, padding_idx=PAD), nn.Parameter(0.02 * torch.randn(length, width))
         )
         nn.init.normal_(self.words.weight, std=0.02)
-        def layer(): return (nn.TransformerDecoderLayer(
-            width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
-        ))
+        def layer():
+            return nn.TransformerDecoderLayer(
+                width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+            )
         self.layers = nn.ModuleList(layer() for _ in range(depth))
         self.norm, self.out = nn.LayerNorm(width), nn.Linear(width, vocabulary)
 

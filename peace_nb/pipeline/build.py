@@ -111,7 +111,7 @@ def build_paper(
                     f"Profile {profile}: {expected_time(profile)} from nothing on the machine it is meant for; finished steps are kept.",
                     flush=True
                 )
-            # the steps call `peace-nb`, which stands beside this interpreter
+            # each step starts this interpreter anew
             env = {
                 **os.environ, LAUNCHER: f"{os.getpid()}:{psutil.Process().create_time()}",
                 "PYTHONWARNINGS": with_warnings(os.environ.get("PYTHONWARNINGS", "")),
@@ -137,8 +137,10 @@ def products(build:Path) -> list[str]:
     ]
 
 def require(profile:str, *targets:str, study:str="peace") -> list[Path]:
-    ("Paths of `targets` in a study's build folder, built first where a notebook is run on its "
-     "own and they are missing. Raises `PeaceError` for a target that no step made.")
+    """Paths of `targets` in a study's build folder, built first where a notebook is run on its own and they are missing.
+
+    Raises `PeaceError` for a target that no step made.
+    """
     build = build_dir(profile, study)
     missing = [t for t in targets if not (build / t).exists()]
     if missing and os.environ.get("PEACE_STEP"):

@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['STYLE', 'LONG', 'SHOWN', 'VERDICTS', 'collect_provenance', 'chapter_inputs', 'build_manuscript', 'html_link',
-           'html_sentence', 'html_result', 'text_rows', 'html_table', 'html_file', 'thumbnail', 'Printed',
-           'printed_files', 'notebook_of', 'without_paths', 'notebook_pages', 'html_class', 'part_reference', 'origin',
-           'part_result', 'part_claims', 'html_figure', 'part_figures', 'part_tables', 'part_notebooks', 'part_run',
-           'build_report']
+           'html_sentence', 'html_result', 'html_table', 'html_file', 'thumbnail', 'Printed', 'printed_files',
+           'notebook_of', 'without_paths', 'notebook_pages', 'html_class', 'part_reference', 'origin', 'part_result',
+           'part_claims', 'html_figure', 'part_figures', 'part_tables', 'part_notebooks', 'part_run', 'build_report']
 
 # %% ../../nbs/pipeline/08_manuscript.ipynb #59bc306c
 import base64, html, io, json, re, sys, tempfile
@@ -21,13 +20,14 @@ from .. import __version__
 from .tables import data_note
 from ..files import file_digest, replacing, write_json, write_text
 from .outputs import build_dir
+from .reference import read_texts
 from .runner import environment
 from .steps import Study, jobs, step_names, study_of
 from ..settings import PeaceError, ROOTS, load_profile, project_root
 
 # %% ../../nbs/pipeline/08_manuscript.ipynb #ddfcf16a
 def collect_provenance(profile:str, study:str="peace") -> dict:
-    "Join the records of a build; a step that left no record is a fault."
+    "Join the records of a build; raises `PeaceError` for a step that left none."
     build = build_dir(profile, study)
     places = [build / "provenance" / f"{name}.json" for name in sorted(step_names(profile, study))]
     missing = [p.name for p in places if not p.exists()]
@@ -126,13 +126,9 @@ def html_result(value: str) -> str:
 LONG = 15     # rows of a table that is shown unfolded
 SHOWN = 200   # rows of a table inside the page
 
-def text_rows(path: Path) -> pd.DataFrame:
-    "A table with every cell as it is written."
-    return pd.read_csv(path, dtype=str, keep_default_na=False)
-
 def html_table(path: Path, cell=html.escape) -> str:
     "The first rows of a table; a part of the page that the keyboard can scroll."
-    rows = text_rows(path)
+    rows = read_texts(path)
     shown = rows.head(SHOWN).map(cell).rename(columns=html.escape).to_html(index=False, border=0, escape=False)
     rest = ""
     if len(rows) > SHOWN: rest = f'<p class="small">The first {SHOWN} of {len(rows):,} rows; the file has all.</p>'
@@ -142,7 +138,7 @@ def html_table(path: Path, cell=html.escape) -> str:
 def html_file(build: Path, name: str, folded: bool = False) -> str:
     "One file of a table: a note as a sentence, a short table, or a fold."
     path = build / name
-    rows = text_rows(path)
+    rows = read_texts(path)
     if path.stem.endswith("_note"): return "".join(f'<p class="small">{html.escape(v)}</p>' for v in rows.iloc[:, 0])
     files = f'<p class="files">{html_link(name, path.name)}, {len(rows):,} row{"" if len(rows) == 1 else "s"}</p>'
     if folded or len(rows) > LONG or path.stem.endswith(("_full", "_labels")):
@@ -266,7 +262,7 @@ VERDICTS = ("agrees", "disagrees", "not distinguishable")   # shown first, in th
 def part_claims(about: Study, made: list[Printed], build: Path) -> str:
     "How many claims have which verdict; the list of claims is folded."
     table = next(m for m in made if m.name == about.claims)
-    counts = text_rows(build / table.name)["verdict"].value_counts()
+    counts = read_texts(build / table.name)["verdict"].value_counts()
     order = [v for v in VERDICTS if v in counts] + sorted(v for v in counts.index if v not in VERDICTS)
     shown = "".join(f'<li class="{html_class(v)}">{html.escape(v)} <b>{counts[v]}</b></li>' for v in order)
     return "".join([f'<ul class="counts">{shown}</ul>',

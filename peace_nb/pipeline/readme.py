@@ -22,11 +22,11 @@ def render_readme(notebook:Path|None=None) -> str:
     ).execute()
     text, _ = MarkdownExporter(exclude_input=True).from_notebook_node(nb)
     text = re.sub(r"\n{3,}", "\n\n", text)
-    def turn(m): return (m[0]
-        if "://" in m[1] or m[1].startswith("#")
-        else f"]({m[1][3:]})"
-        if m[1].startswith("../")
-        else f"](nbs/{m[1]})")
+    def turn(m):
+        link = m[1]
+        if "://" in link or link.startswith("#"): return m[0]
+        if link.startswith("../"): return f"]({link[3:]})"
+        return f"](nbs/{link})"
     return re.sub(r"\]\(([^)\s]+)\)", turn, text).strip() + "\n"
 
 def write_readme() -> Path:

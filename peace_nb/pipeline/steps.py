@@ -479,7 +479,7 @@ def jobs(
     study: str|None = None,   # None: all of them
     steps=STEPS,
 ) -> list[Job]:
-    "All jobs of a profile, or those that a study needs. Raises `PeaceError` for a fault of the table."
+    "All jobs of a profile, or those that a study needs. Raises `PeaceError` for an error in the table."
     check_steps(steps)
     if study and study not in studies(steps):
         raise PeaceError(f"There is no study {study!r}; there are {', '.join(studies(steps))}.")

@@ -321,8 +321,10 @@ def batches(self: Run, epoch: int) -> list:  # positions of each batch; pairs of
 # %% ../../nbs/training/04_trainer.ipynb #740f95c3
 @patch
 def validate(self: Run, epoch: int) -> float:
-    ("Score the validation split, write a row of val.csv, keep the weights when they are the "
-     "best so far. Raises `PeaceError` where no label of the validation split has both classes")
+    """Score the validation split, write a row of val.csv, keep the weights when they are the best so far.
+
+    Raises `PeaceError` where no label of the validation split has both classes.
+    """
     mine = np.arange(len(self.val_data))[self.acc.process_index::self.acc.num_processes]
     with self.ema.swapped() if self.ema else nullcontext():
         logits = predict_logits(self.method, self.val_data, 256, mine, self.acc.autocast)
