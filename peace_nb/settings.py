@@ -233,9 +233,6 @@ def data_kind(profile:Profile) -> str:
     "What a number of this profile was made on, in the words every table and figure carries."
     real = [c for c in ROOTS if getattr(profile, ROOTS[c][0]) != "simulated"]
     if not real: return "simulated cohorts"
+    if len(real) == len(ROOTS): return "real data"
     def told(cohorts): return " and ".join(KINDS[c] for c in cohorts)
-    return (
-        "real data"
-        if len(real) == len(ROOTS)
-        else f"simulated {told([c for c in ROOTS if c not in real])}; real records of {told(real)}"
-    )
+    return f"simulated {told([c for c in ROOTS if c not in real])}; real records of {told(real)}"

@@ -34,11 +34,8 @@ def at_rate(
     "Resample along the last axis."
     ratio = Fraction(RATE / fs).limit_denominator(1000)
     x = np.asarray(signals, np.float32)
-    return (
-        x
-        if ratio == 1
-        else resample_poly(x, ratio.numerator, ratio.denominator, axis=-1, padtype="edge").astype(np.float32)
-    )
+    if ratio == 1: return x
+    return resample_poly(x, ratio.numerator, ratio.denominator, axis=-1, padtype="edge").astype(np.float32)
 
 # %% ../../nbs/methods/11_measurements.ipynb #16653f9e
 def slope_energy(

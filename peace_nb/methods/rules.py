@@ -36,11 +36,8 @@ def age_limit(
     "Percentile of healthy children: level of the second published source where there is one, relative spread of the first."
     days = np.clip(age_years, 0, ADULT_FROM) * YEAR
     first = norm(what, days, percentile)
-    return (
-        first
-        if what not in _SECOND
-        else curve(*_SECOND[what], age_years) * first / np.maximum(norm(what, days, 50), 0.01)
-    )
+    if what not in _SECOND: return first
+    return curve(*_SECOND[what], age_years) * first / np.maximum(norm(what, days, 50), 0.01)
 
 # %% ../../nbs/methods/12_rules.ipynb #96f8090f
 def _named(age):
