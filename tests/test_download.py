@@ -424,7 +424,7 @@ def test_some_records_only(server, tmp_path):
 def test_two_downloads_at_once_are_refused(server, tmp_path):
     call = ludb(server)
     (tmp_path / "l").mkdir()
-    with download._alone(tmp_path / "l"), pytest.raises(PeaceError, match="another download"):
+    with alone(tmp_path / "l", tmp_path / "l" / ".download.lock"), pytest.raises(PeaceError, match="is in use by process"):
         download.download(to=tmp_path / "l", **call)
 
 
