@@ -1545,6 +1545,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                'peace_nb/pipeline/manuscript.py'),
                                               'peace_nb.pipeline.manuscript.collect_provenance': ( 'pipeline/manuscript.html#collect_provenance',
                                                                                                    'peace_nb/pipeline/manuscript.py'),
+                                              'peace_nb.pipeline.manuscript.first_few': ( 'pipeline/manuscript.html#first_few',
+                                                                                          'peace_nb/pipeline/manuscript.py'),
                                               'peace_nb.pipeline.manuscript.html_class': ( 'pipeline/manuscript.html#html_class',
                                                                                            'peace_nb/pipeline/manuscript.py'),
                                               'peace_nb.pipeline.manuscript.html_figure': ( 'pipeline/manuscript.html#html_figure',

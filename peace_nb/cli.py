@@ -332,8 +332,8 @@ def _told_counts(counts: dict) -> list: # of lines
         lines.append(f"set aside, {kind}: {n} (first: {first['record_id']}: {first['reason']})")
     if counts["quality"]: lines.append("quality: " + ", ".join(f"{k} {n}" for k, n in counts["quality"].items()))
     if counts["clipped_samples"]:
-        lines.append(f"clipped: {counts['clipped_samples']:,} samples beyond ±32.767 mV; a unit or a gain may be wrong")
-    if counts["too_few_leads"]: lines.append(f"too few leads: {counts['too_few_leads']} records are not scored")
+        lines.append(f"samples clipped at ±32.767 mV: {counts['clipped_samples']:,} (a saturated amplifier, or a wrong unit)")
+    if counts["too_few_leads"]: lines.append(f"not scored, for too few leads: {counts['too_few_leads']}")
     return lines
 
 def _told_scores(table) -> list: # of lines
@@ -345,7 +345,8 @@ def _told_scores(table) -> list: # of lines
         lines.append(shown.to_string(index=False, float_format=lambda v: f"{v:.3f}"))
     else: lines.append("no label can be scored: none has a record with the finding and one without")
     for _, row in table.iterrows():
-        if row["scored"] and row["reason"]: lines.append(f"note: {row['label']}: {row['reason']}")
+        idle = "lo" not in table and row["reason"].startswith("interval")    # a note on intervals that were not asked for
+        if row["scored"] and row["reason"] and not idle: lines.append(f"note: {row['label']}: {row['reason']}")
         if not row["scored"]: lines.append(f"not scored: {row['label']} ({row['reason']})")
     return lines
 

@@ -58,7 +58,7 @@ _WHY = {  # name of an error number -> what it means for a user
     "ENOSPC": "the disk is full", "EDQUOT": "your share of the disk is used up", "EFBIG": "the file grows too large",
     "EACCES": "permission denied", "EPERM": "permission denied", "EROFS": "the disk can only be read",
     "EMFILE": "this process has too many files open", "ENFILE": "this machine has too many files open",
-    "EISDIR": "it is a folder", "ENOTDIR": "a part of the path is a file and no folder", "ENOENT": "it is not there",
+    "EISDIR": "it is a folder", "ENOTDIR": "a part of the path is a file and no folder", "ENOENT": "it does not exist",
     "EIO": "the disk fails", "ENAMETOOLONG": "its name is too long", "ENOMEM": "there is no memory left",
 }
 

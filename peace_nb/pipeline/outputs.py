@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from ..files import system_sentence
 from ..settings import PeaceError, project_root
 
 # %% ../../nbs/pipeline/04_outputs.ipynb #57f4ae4e
@@ -22,7 +23,8 @@ def build_dir(
 def read_split(path:Path|str) -> "pd.Series":
     "The part of each record, indexed by `record_id` as text. Raises `PeaceError` for a file that is no such table."
     try: table = pd.read_csv(path, dtype=str)
-    except (ValueError, OSError) as error:
+    except OSError as error: raise PeaceError(system_sentence(error)) from error
+    except ValueError as error:
         raise PeaceError(f"{path} cannot be read as a table: {str(error).splitlines()[0]}") from error
     for column in ("record_id", "split"):
         if column not in table: raise PeaceError(f"{path} has no column {column!r}")

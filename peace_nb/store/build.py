@@ -54,7 +54,8 @@ def prepare_chunk(cohort, spec: SignalSpec, ids: list) -> Chunk:
         good.append(rid)
         clipped += c
     table = cohort.table.loc[good].copy()
-    table["quality"] = ["; ".join(filter(None, pair)) for pair in zip(table["quality"].fillna(""), flags)]
+    said = ["; ".join(filter(None, pair)) for pair in zip(table["quality"].fillna(""), flags)]
+    table["quality"] = pd.Series(said, index=table.index, dtype=object)     # text also where no record was good
     return Chunk(
         units[: len(good)], masks[: len(good)], table, cohort.labels.loc[good].astype("float32"),
         pd.DataFrame(bad, columns=SET_ASIDE), clipped
