@@ -124,6 +124,7 @@ def simulate(
         f"{plot}: a simulated person of {age:g} years, {row['heart_rate']:.0f} beats a minute; {', '.join(found) or 'no finding'}"
     )
 
+# %% ../nbs/04_command_line.ipynb #fd5b0d98
 def _plot_format(path: Path) -> str:
     "The format that the ending of a picture's name asks for. Raises `PeaceError` for another."
     known, ending = ("png", "pdf", "svg"), path.suffix.lower().removeprefix(".")
@@ -139,13 +140,14 @@ def _draw(signal, fs: float, path: Path, title: str, findings: list, mask=None, 
         drawn = plot_ecg(signal, fs, mask=mask, title=title, findings=findings)
         drawn.savefig(tmp, format=kind, dpi=dpi, bbox_inches="tight")
 
-# %% ../nbs/04_command_line.ipynb #75ac7ffd
+# %% ../nbs/04_command_line.ipynb #2b616f76
 def _framed(x, mask, age_years:float, fs:float):
     "One prepared ECG (12, n) in the adult's frame."
     from dataclasses import replace
     from peace_nb.ages.frame import FRAME
     return replace(FRAME, fs=fs)(x[None], mask[None], [age_years])[0]
 
+# %% ../nbs/04_command_line.ipynb #637d76ad
 def _enough_leads(record, leads: list, wanted: tuple):
     "Refuse a record that is no ECG of the kind the models were trained on: `PeaceError` names the leads it has."
     from peace_nb.signals.prepare import LEAST_LEADS
@@ -155,6 +157,7 @@ def _enough_leads(record, leads: list, wanted: tuple):
         f"or nine of a small child; with fewer than {LEAST_LEADS} an answer would mean nothing"
     )
 
+# %% ../nbs/04_command_line.ipynb #75ac7ffd
 def predict_record(record:Path|str,            # path of a WFDB record, with or without .hea
                    model:Path|str,             # folder of a checkpoint
                    age_years:float|None=None,  # of the patient, where it is known
@@ -187,7 +190,7 @@ def predict_record(record:Path|str,            # path of a WFDB record, with or 
         "probabilities": {l: round(float(s), 4) for l, s in zip(loaded.labels, scores)}
     }
 
-# %% ../nbs/04_command_line.ipynb #cb94c478
+# %% ../nbs/04_command_line.ipynb #8f6052d6
 def _length(seconds: float) -> str: return f"{seconds:.1f} s" if seconds < 600 else f"{seconds / 3600:.1f} h"
 
 def _remarks(found: dict) -> list: # of sentences
@@ -207,6 +210,7 @@ def _remarks(found: dict) -> list: # of sentences
         said.append("This model does not read the patient's age: --age changes nothing without --frame.")
     return said
 
+# %% ../nbs/04_command_line.ipynb #cb94c478
 def _show(found:dict, top:int|None=None):
     "The probabilities as a table, highest first."
     from peace_nb.labels.table import LABEL_TABLE
@@ -278,7 +282,7 @@ def _root_of(name:str, root:Path|None) -> Path:
     if not root.is_dir(): raise PeaceError(f"{root} is not a folder, so it cannot hold {name}")
     return catalogue.copy_root(catalogue.data_set(name), root) if name in known else root
 
-# %% ../nbs/04_command_line.ipynb #4808dec9
+# %% ../nbs/04_command_line.ipynb #1290b510
 def _counted(built) -> dict:
     "What happened to the records of a store: set aside, and why; remarks on those kept; samples clipped; too few leads."
     from peace_nb.signals.prepare import LEAST_LEADS
@@ -293,6 +297,7 @@ def _counted(built) -> dict:
         "too_few_leads": int((built.mask.sum(1) < min(LEAST_LEADS, len(built.spec.leads))).sum())
     }
 
+# %% ../nbs/04_command_line.ipynb #4808dec9
 def evaluate_cohort(
     name: str, # a cohort that `load_cohort` knows
     root: Path | str, # its folder
@@ -336,6 +341,7 @@ def _told_counts(counts: dict) -> list: # of lines
     if counts["too_few_leads"]: lines.append(f"not scored, for too few leads: {counts['too_few_leads']}")
     return lines
 
+# %% ../nbs/04_command_line.ipynb #ac8484e0
 def _told_scores(table) -> list: # of lines
     "The metrics of the labels that could be scored, and what there is to say about each label."
     scored = table["scored"].astype(bool)
