@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..settings import project_root
+from ..files import system_sentence
+from ..settings import PeaceError, project_root
 
 # %% ../../nbs/pipeline/04_outputs.ipynb #57f4ae4e
 def build_dir(
@@ -21,8 +22,16 @@ def build_dir(
 
 # %% ../../nbs/pipeline/04_outputs.ipynb #34642d2c
 def read_split(path:Path|str) -> "pd.Series":
-    "The part of each record, indexed by `record_id` as text."
-    return pd.read_csv(path, dtype=str).set_index("record_id")["split"]
+    "The part of each record, indexed by `record_id` as text. Raises `PeaceError` for a file that is no such table."
+    try: table = pd.read_csv(path, dtype=str)
+    except OSError as error: raise PeaceError(system_sentence(error)) from error
+    except ValueError as error:
+        raise PeaceError(f"{path} cannot be read as a table: {str(error).splitlines()[0]}") from error
+    for column in ("record_id", "split"):
+        if column not in table: raise PeaceError(f"{path} has no column {column!r}")
+    twice = table["record_id"][table["record_id"].duplicated()]
+    if len(twice): raise PeaceError(f"{path} lists record {twice.iloc[0]} more than once")
+    return table.set_index("record_id")["split"]
 
 # %% ../../nbs/pipeline/04_outputs.ipynb #a6dbc977
 EXTRA = "extra-"   # before the ids of the second group of test children
