@@ -115,6 +115,7 @@ def plain_counts(
 # %% ../../nbs/cohorts/01_records.ipynb #4eb47e2a
 MAX_SAMPLES = 2**26    # samples of one record, all channels: 3 hours of 12 leads at 500 Hz
 _BYTES = {"8": 1, "80": 1, "16": 2, "61": 2, "160": 2, "24": 3, "32": 4, "212": 1.5, "310": 4 / 3, "311": 4 / 3}
+_GROUP = {"212": 3, "310": 4, "311": 4}       # bytes to which a file of packed samples may be filled up
 _FORMATS = (*_BYTES, "508", "516", "524")     # the last three are compressed (FLAC)
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _SLID = re.compile(r"[(./,;]|.*(?:\s-?\d+){4}\s")     # numbers of a signal line where its lead name belongs
@@ -273,7 +274,8 @@ def _check_length(head, file: Path, offset: int, frame: float):
     want, have = offset + int(head.sig_len * frame), file.stat().st_size
     if have < want:
         raise RecordError(f"{file} is truncated: it has {have} bytes, its header announces {want}", "truncated")
-    if have - want >= frame and not any(head.checksum):
+    packed = max(_GROUP.get(fmt, 1) for f, fmt in zip(head.file_name, head.fmt) if f == file.name)
+    if have - want >= max(frame, packed) and not any(head.checksum):
         with file.open("rb") as f: matlab = f.read(10) == b"MATLAB 5.0"
         what = "is a MATLAB 5 file, of which WFDB knows nothing" if matlab else "is longer than announced"
         raise RecordError(
@@ -352,7 +354,8 @@ def _read_general(head, stem: Path, check: bool, first: int = 0, n: int | None =
     n = head.sig_len if n is None else n
     late = [s or 0 for s in head.skew]
     stop = min(head.sig_len, first + n + max(late))
-    try: counts = _decode(head, stem.parent, first, stop)
+    begin = 0 if "8" in head.fmt else first     # differences only add up from the first sample on
+    try: counts = _decode(head, stem.parent, begin, stop)
     except OSError: raise
     except Exception as e:   # wfdb raises whatever its decoder stumbles over
         raise RecordError(f"{stem} cannot be read ({type(e).__name__}: {e})".replace("\n", " ")) from e
@@ -362,7 +365,7 @@ def _read_general(head, stem: Path, check: bool, first: int = 0, n: int | None =
         frame = head.samps_per_frame[i] or 1
         x = np.full(n * frame, np.nan)
         if c is not None:
-            read = _volts(head, i, c)[late[i] * frame:][:n * frame]
+            read = _volts(head, i, c)[(first - begin + late[i]) * frame:][:n * frame]
             x[:len(read)] = read
         channels.append(x)
     return channels
