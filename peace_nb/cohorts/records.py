@@ -122,7 +122,7 @@ _FORMATS = (*_BYTES, "508", "516", "524")     # the last three are compressed (F
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _RATE = re.compile(rf"({_NUMBER})(?:/{_NUMBER})?(?:\({_NUMBER}\))?")    # frames a second, counters a second (first)
 _HOW = re.compile(r"\d+(?:x\d+)?(?::\d+)?(?:\+\d+)?")                    # format, samples a frame, skew, offset
-_GAIN = re.compile(rf"({_NUMBER})(?:\(({_NUMBER})\))?(/[\w^?%/-]*)?")
+_GAIN = re.compile(rf"({_NUMBER})(?:\(({_NUMBER})\))?(/[^\s,;.()]*)?")
 
 def header_text(
     path, # a .hea file
@@ -180,7 +180,8 @@ def _signal_line(line: str) -> str:
     if baseline is not None:
         if float(baseline) % 1: raise ValueError(f"the baseline {baseline} is no whole number")
         baseline = f"({float(baseline):.0f})"
-    return " ".join([*fields[:2], f"{_decimal(gain)}{baseline or ''}{unit or ''}", *fields[3:]])
+    unit = re.sub(r"[^\w^?%/-]", "?", unit or "")     # such as the degree of `°C`, at which wfdb's parser stops
+    return " ".join([*fields[:2], f"{_decimal(gain)}{baseline or ''}{unit}", *fields[3:]])
 
 def _segment_line(line: str) -> str:
     "A segment line: a name, or `~` for a gap, and a number of samples."
@@ -225,7 +226,7 @@ def read_header(
         raise RecordError(
             f"{hea} is not a readable WFDB header ({type(e).__name__}: {e})".replace("\n", " "), "bad header"
         ) from e
-    if not (head.n_sig and head.fs and np.isfinite(head.fs) and head.fs > 0):
+    if not (head.n_sig and head.fs and 0 < head.fs < 1e12):
         raise RecordError(f"{hea} names no signal or no sampling rate", "bad header")
     several = isinstance(head, wfdb.MultiRecord)
     for part in [s for s in head.segments if s is not None] if several else [head]: _check_sense(part, hea, most)
@@ -371,6 +372,7 @@ def _decode(head, folder: Path, first: int, stop: int) -> list: # of C arrays of
             [f] * len(channels), str(folder.resolve()), None, n_sig=len(channels), sig_len=head.sig_len, **of,
             sampfrom=first, sampto=stop, channels=list(range(len(channels))), ignore_skew=True
         )
+        if of["fmt"][0] == "311": found = [(np.asarray(c) + 512) % 1024 - 512 for c in found]    # wfdb-python#327
         for i, samples in zip(channels, found): counts[i] = np.asarray(samples)
     return counts
 
