@@ -88,6 +88,11 @@ def loaded(name: str, root: Path):
         return str(e)
 
 
+@pytest.fixture(scope="module")
+def bases(written) -> dict:  # layout -> the cohort as it was written
+    return {name: load_cohort(name, written / name) for name in (*TABLES, *HEADERS)}
+
+
 def alike(cohort, base, but=()):
     "The same table and labels, in any order, but for some records."
     assert not isinstance(cohort, str), cohort
@@ -115,9 +120,9 @@ HOW = ("plain", "quoted", "CRLF", "blank lines", "BOM", "Latin-1", "other order 
 
 @pytest.mark.parametrize("name", TABLES)
 @pytest.mark.parametrize("how", HOW)
-def test_how_a_table_is_written_does_not_matter(written, tmp_path, name, how):
+def test_how_a_table_is_written_does_not_matter(written, bases, tmp_path, name, how):
     root, (file, _, _) = tables_of(written, name, tmp_path), TABLES[name]
-    base = load_cohort(name, written / name)
+    base = bases[name]
     frame = pd.read_csv(root / file, dtype=str, keep_default_na=False)
     if how == "other order of columns" and name != "cpsc2018": frame = frame[frame.columns[::-1]]
     if how == "other order of rows": frame = frame[::-1]
@@ -132,12 +137,12 @@ def test_how_a_table_is_written_does_not_matter(written, tmp_path, name, how):
     alike(found, base)
 
 
-@settings(max_examples=30 if settings.default.derandomize else 300)
+@settings(max_examples=12 if settings.default.derandomize else 300)
 @given(st.data())
 @pytest.mark.parametrize("name", TABLES)
-def test_one_odd_cell_costs_no_other(written, name, data):
+def test_one_odd_cell_costs_no_other(written, bases, name, data):
     file, ids, people = TABLES[name]
-    base = load_cohort(name, written / name)
+    base = bases[name]
     with tempfile.TemporaryDirectory() as folder:
         root = tables_of(written, name, Path(folder))
         frame = pd.read_csv(root / file, dtype=str, keep_default_na=False)
@@ -163,11 +168,11 @@ def test_one_odd_cell_costs_no_other(written, name, data):
         assert "sex" in mine.quality or odd.strip(" '\"").lower() in ("", "nan", "none", "null", "n/a", "unknown"), odd
 
 
-@settings(max_examples=25 if settings.default.derandomize else 300)
+@settings(max_examples=12 if settings.default.derandomize else 300)
 @given(st.data())
 @pytest.mark.parametrize("name", HEADERS)
-def test_one_odd_comment_costs_no_other_record(written, name, data):
-    base = load_cohort(name, written / name)
+def test_one_odd_comment_costs_no_other_record(written, bases, name, data):
+    base = bases[name]
     with tempfile.TemporaryDirectory() as folder:
         root = tables_of(written, name, Path(folder))
         record = data.draw(st.sampled_from(sorted(base.table.index)), label="record")
@@ -185,8 +190,8 @@ def test_one_odd_comment_costs_no_other_record(written, name, data):
 
 @pytest.mark.parametrize("column", ["anchor_age", "anchor_year", "gender", "subject_id"])
 @pytest.mark.parametrize("odd", ["", "abc", "62 years", "1e400", "-5", "½"])
-def test_one_odd_cell_of_the_patients_of_mimic(written, tmp_path, column, odd):
-    root, base = tables_of(written, "mimic-iv-ecg", tmp_path), load_cohort("mimic-iv-ecg", written / "mimic-iv-ecg")
+def test_one_odd_cell_of_the_patients_of_mimic(written, bases, tmp_path, column, odd):
+    root, base = tables_of(written, "mimic-iv-ecg", tmp_path), bases["mimic-iv-ecg"]
     frame = pd.read_csv(next(root.rglob("patients.csv")), dtype=str)
     person, frame.loc[2, column] = frame.at[2, "subject_id"], odd
     frame.to_csv(next(root.rglob("patients.csv")), index=False)
@@ -198,11 +203,11 @@ def test_one_odd_cell_of_the_patients_of_mimic(written, tmp_path, column, odd):
     if column.startswith("anchor") and odd not in ("", "-5"): assert mine.quality.str.contains("age").all()
 
 
-def test_identifiers_never_merge_or_split_people(written):
+def test_identifiers_never_merge_or_split_people(written, bases):
     "Any writing of the same identifiers gives the same groups of records."
     for name, (file, _, people) in TABLES.items():
         if people is None: continue
-        base = load_cohort(name, written / name).table
+        base = bases[name].table
         groups = base.groupby("patient_id", sort=False).indices.values()
         wanted = sorted(tuple(sorted(g)) for g in groups)
         for write in (lambda v: v, lambda v: f"{v}.0" if v.isdigit() else v, lambda v: f"p{v}", lambda v: f" {v} ",

@@ -624,8 +624,12 @@ def read_hdf5(
     if not path.is_file(): raise RecordError(f"{path} does not exist", "missing signal")
     try:
         with h5py.File(path, "r") as f:
+            if any(isinstance(f.get(k, getlink=True), h5py.ExternalLink) for k in f):
+                raise RecordError(f"{path} links to another file, where the heart of somebody else may be", "wrong file")
             arrays = [v for v in f.values() if isinstance(v, h5py.Dataset) and v.ndim == 2]
             array = f["ecg"] if isinstance(f.get("ecg"), h5py.Dataset) else arrays[0] if len(arrays) == 1 else None
+            if array is not None and (array.external or array.is_virtual):
+                raise RecordError(f"{path} keeps its samples in another file", "wrong file")
             if array is None or array.ndim != 2 or len(array) != 12:
                 raise RecordError(f"{path} does not hold one array of twelve leads", "lead names")
             if array.size > MAX_SAMPLES:
