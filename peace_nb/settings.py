@@ -34,6 +34,7 @@ class Profile:
     cohort_seed: int                 # seed of everything simulated, and of the splits
     fs: int                          # sampling rate the model reads, Hz
     seconds: float                   # length the model reads, s
+    how_ten_seconds: str             # "crop": a longer record gives its first seconds; "squeeze": all of it, faster
     band_low: float                  # band-pass, Hz
     band_high: float                 # band-pass, Hz
     text_model: str                  # "minilm" (offline), or a Hugging Face name or folder
@@ -73,6 +74,9 @@ class Profile:
     sim2real_least: int              # real positives a label needs to enter Table 3
     sim2real_records: int            # simulated adults of Table 3
     sim2real_epochs: int
+    length_methods: tuple[str, ...]  # of `methods`, those that read whole records squeezed and cropped; none: left out
+    length_patients: int             # simulated children of that comparison, with the published record lengths
+    length_seeds: int                # trainings of each method in it, at most
 
 # %% ../nbs/01_settings.ipynb #15b17c6b
 def _parse(text:str, kind, where:str):
@@ -88,7 +92,8 @@ def _parse(text:str, kind, where:str):
 
 # %% ../nbs/01_settings.ipynb #2d5fa1cd
 CHOICES = {"lsbc_weighting": {"plain", "count"}, "precision": {"no", "auto", "fp16", "bf16"},
-           "encoder": {"tiny", "small", "base", "paper"}, "child_filter": {"none", "twelve-leads", "paper"}}
+           "encoder": {"tiny", "small", "base", "paper"}, "child_filter": {"none", "twelve-leads", "paper"},
+           "how_ten_seconds": {"crop", "squeeze"}}
 _RUN = r"[\w.-]+(@[\w.-]+)?(\+[\w-]+)?"   # name[@encoder][+variant]
 _MANY, _TINY = 1e9, 1e-9
 RANGES = {
@@ -101,12 +106,15 @@ RANGES = {
         k: (1, _MANY)
         for k in (
             "batch_size", "finetune_batch_size", "pretrain_epochs", "finetune_epochs", "bootstrap", "threads",
-            "sim2real_records", "sim2real_epochs", "sim2real_least"
+            "sim2real_records", "sim2real_epochs", "sim2real_least", "length_seeds"
         )
     },
     **{
         k: (0, _MANY)
-        for k in ("adult_patients", "child_patients", "ptbxl_patients", "extra_test_patients", "cohort_seed")
+        for k in (
+            "adult_patients", "child_patients", "ptbxl_patients", "extra_test_patients", "cohort_seed",
+            "length_patients"
+        )
     },
 }
 
@@ -131,10 +139,10 @@ def _check(p:Profile, where:str):
             raise PeaceError(
                 f"{where}: seeds_of has {v!r}, but it must be a method and a number of seeds, for example PEACE:5."
             )
-    for v in p.methods:
+    for key, v in [(key, v) for key in ("methods", "length_methods") for v in getattr(p, key)]:
         if not re.fullmatch(_RUN, v):
             raise PeaceError(
-                f"{where}: methods has {v!r}, but it must be a name, with @encoder and +variant where wanted, for example MERL@resnet18."
+                f"{where}: {key} has {v!r}, but it must be a name, with @encoder and +variant where wanted, for example MERL@resnet18."
             )
     for v in p.alignment_strengths:
         if not 0 <= v < 1:

@@ -572,6 +572,16 @@ def test_other_settings_are_not_compared(kept):
     )
 
 
+def test_a_table_and_a_setting_younger_than_the_reference_are_told_and_break_nothing(kept):
+    assert "Without a reference" not in compared(kept).sentence
+    again = build(kept / "again", length_seeds=2)
+    save_table(pd.DataFrame([{"label": "STACH", "kept": 0.1}]), again / "tables" / "table_16_labels.csv")
+    outcome = compare_with_reference("demo", again, kept / "reference" / "demo" / "peace")
+    assert outcome.status == "identical" and outcome.tables == 4
+    assert "Without a reference so far, and not compared: table_16_labels." in outcome.sentence
+    assert "The reference knows nothing of the settings length_seeds." in outcome.sentence
+
+
 def test_what_to_do_follows_from_what_is_different(kept):
     far = {("DANN", s): 3 for s in SETTINGS}
     assert (

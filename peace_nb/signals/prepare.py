@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['FAULTS', 'LEADS', 'LEAST_LEADS', 'MIN_SECONDS', 'MAX_NAN', 'RAIL_MV', 'FLAT_MV', 'TO_MV', 'RecordError',
-           'canonical_lead', 'select_leads', 'SignalSpec', 'sections', 'bandpass', 'resample', 'crop_pad', 'fill_gaps',
-           'judge', 'short_text', 'quality', 'usable_leads', 'quality_text', 'prepare_flagged', 'prepare', 'Normaliser']
+           'canonical_lead', 'select_leads', 'SignalSpec', 'sections', 'bandpass', 'resample', 'crop_pad',
+           'believed_rate', 'fill_gaps', 'judge', 'short_text', 'quality', 'usable_leads', 'quality_text',
+           'prepare_flagged', 'prepare', 'Normaliser']
 
 # %% ../../nbs/signals/01_prepare.ipynb #2133d30c
 import re, unicodedata
@@ -96,6 +97,7 @@ class SignalSpec:
     seconds: float = 10.0       # length after crop or pad
     band: tuple | None = (0.5, 40.0) # pass band in Hz; None leaves the signal unfiltered
     leads: tuple = LEADS        # lead names, in order
+    how: str = "crop"           # of a longer record: "crop" its first seconds, or "squeeze" all of it into them
 
     def __post_init__(self):
         object.__setattr__(self, "leads", tuple(self.leads))
@@ -106,13 +108,18 @@ class SignalSpec:
             raise PeaceError(f"SignalSpec.seconds is {self.seconds}; it must be positive and finite")
         if self.band is not None and not (len(self.band) == 2 and 0 <= self.band[0] < self.band[1]):
             raise PeaceError(f"SignalSpec.band is {self.band}; it must be two rising frequencies in Hz, or None")
+        if self.how not in ("crop", "squeeze"):
+            raise PeaceError(f"SignalSpec.how is {self.how!r}; it must be crop or squeeze")
 
     @property
     def n(self) -> int: return round(self.fs * self.seconds) # samples per lead
     def __str__(self):
         band = "unfiltered" if self.band is None else f"{self.band[0]:g}–{self.band[1]:g} Hz"
-        return f"{self.fs:g} Hz × {self.seconds:g} s, {band}, {len(self.leads)} leads"
-    def to_dict(self) -> dict: return asdict(self) | {"leads": list(self.leads), "band": self.band and list(self.band)}
+        squeezed = ", whole records squeezed" if self.how == "squeeze" else ""
+        return f"{self.fs:g} Hz × {self.seconds:g} s, {band}, {len(self.leads)} leads{squeezed}"
+    def to_dict(self) -> dict:
+        facts = asdict(self) | {"leads": list(self.leads), "band": self.band and list(self.band)}
+        return {k: v for k, v in facts.items() if (k, v) != ("how", "crop")}   # as before there was a choice
     @classmethod
     def from_dict(cls, d: dict): return cls(**d)
 
@@ -160,6 +167,15 @@ def crop_pad(
     x = x[..., max(0, min(start, x.shape[-1] - n)):][..., :n]
     missing = n - x.shape[-1]
     return x if missing == 0 else np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)])
+
+# %% ../../nbs/signals/01_prepare.ipynb #c508c917
+def believed_rate(
+    samples: int, # of the record, per lead
+    fs: float, # its sampling rate in Hz
+    spec: SignalSpec, # what it is brought to
+) -> float: # Hz
+    "The rate at which a record is taken to be sampled: its own; under `squeeze` that at which it would last `spec.seconds`."
+    return samples / spec.seconds if spec.how == "squeeze" else fs
 
 # %% ../../nbs/signals/01_prepare.ipynb #904c85df
 MAX_NAN = 0.2      # share of missing samples above which a lead counts as not recorded
@@ -239,6 +255,7 @@ def prepare_flagged(
     seconds = np.shape(signal)[-1] / fs
     if seconds < MIN_SECONDS:
         raise RecordError(f"the record lasts {seconds:.2f} s; at least {MIN_SECONDS:g} s are needed", "too short")
+    fs = believed_rate(np.shape(signal)[-1], fs, spec)
     signal = np.asarray(signal)[..., : int((spec.seconds + 2) * fs) + 1]
     x, mask = select_leads(signal, names, spec.leads)
     if not mask.any():

@@ -12,7 +12,7 @@ import numpy as np
 from ..cohorts.records import Counts
 from ..signals.kernels import LANES, filter_taps, COMPILED, there_and_back
 from peace_nb.signals.prepare import (
-    MIN_SECONDS, TO_MV, SignalSpec, canonical_lead, judge, sections, short_text
+    MIN_SECONDS, TO_MV, SignalSpec, believed_rate, canonical_lead, judge, sections, short_text
 )
 
 # %% ../../nbs/store/04_quick.ipynb #1dedff6c
@@ -36,6 +36,7 @@ def prepare_counts(
     "What `prepare_flagged` and a rounding to microvolts give, for an ordinary record."
     d, fs, lanes = counts.samples, counts.fs, _lanes_of(counts.names, counts.units, spec.leads)
     if lanes is None or not 50 <= fs <= 20_000 or len(d) < MIN_SECONDS * fs: return None
+    fs = believed_rate(len(d), fs, spec)
     if (seen := survey(d, round(spec.seconds * fs))) is None or seen[3]: return None
     (low, high, sums, _), (lane, there, scale) = seen, lanes
     if check and counts.sums.any() and ((sums - counts.sums) % 65536).any(): return None
