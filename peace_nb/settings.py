@@ -25,12 +25,13 @@ class Profile:
     adult_root: str                  # source cohort, MIMIC-IV-ECG layout: a folder or "simulated"
     child_root: str                  # target cohort, ZZU-pECG layout
     ptbxl_root: str                  # second target, PTB-XL layout
+    child_population: str  # whose illnesses the simulated children have: "clinic" (most are well) or "hospital"
     child_filter: str  # which children's records are counted: "none" (all), "twelve-leads", or "paper" (our reading)
     adult_patients: int              # simulated adults
     child_patients: int              # simulated children
     ptbxl_patients: int              # simulated patients of the PTB-XL stand-in
     extra_test_patients: int         # a further simulated test cohort of children, never trained on (0: none)
-    label_noise: float               # share of simulated labels flipped in what a reader would have written
+    reader: str  # who reads simulated records: "none" (the criteria alone), or one of two people, "first" or "second"
     cohort_seed: int                 # seed of everything simulated, and of the splits
     fs: int                          # sampling rate the model reads, Hz
     seconds: float                   # length the model reads, s
@@ -93,11 +94,12 @@ def _parse(text:str, kind, where:str):
 # %% ../nbs/01_settings.ipynb #2d5fa1cd
 CHOICES = {"lsbc_weighting": {"plain", "count"}, "precision": {"no", "auto", "fp16", "bf16"},
            "encoder": {"tiny", "small", "base", "paper"}, "child_filter": {"none", "twelve-leads", "paper"},
-           "how_ten_seconds": {"crop", "squeeze"}}
+           "how_ten_seconds": {"crop", "squeeze"}, "child_population": {"clinic", "hospital"},
+           "reader": {"none", "first", "second"}}
 _RUN = r"[\w.-]+(@[\w.-]+)?(\+[\w-]+)?"   # name[@encoder][+variant]
 _MANY, _TINY = 1e9, 1e-9
 RANGES = {
-    "label_noise": (0, 0.5), "lead_dropout": (0, 1), "rotations": (0, 10), "cost_steps": (0, 1000),
+    "lead_dropout": (0, 1), "rotations": (0, 10), "cost_steps": (0, 1000),
     **{k: (1, _MANY) for k in ("attention_records", "attention_steps", "frame_children")},
     "rotation_epochs": (1, _MANY), "ema": (0, 0.99999), "warmup": (0, 0.9), "clip": (0, _MANY),
     "weight_decay": (0, _MANY), "patience": (0, _MANY), "lsbc_weight": (0, _MANY), "text_loss_weight": (0, _MANY),

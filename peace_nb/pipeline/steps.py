@@ -25,7 +25,7 @@ TRAIN = ("encoder", "weight_decay", "warmup", "clip", "ema", "precision", "patie
 KNOWLEDGE = ("lsbc_weight", "lsbc_weighting", "text_loss_weight")   # read by PEACE and its ablations alone
 # of everything computed from the transfer table's scores
 TABLE = ("methods", "seeds", "seeds_of", "child_settings", "bootstrap")
-COHORT = ("cohort_seed", "label_noise", *SIGNAL)
+COHORT = ("cohort_seed", "reader", *SIGNAL)
 TUNE = ("finetune_batch_size", "finetune_learning_rate")
 
 # %% ../../nbs/pipeline/02_steps.ipynb #fb4f59d4
@@ -119,13 +119,13 @@ def cohort(name: str, *own: str, when=lambda p: True) -> Step:
 
 COHORT_STEPS = [
     cohort("adult", "adult_root", "adult_patients"),
-    cohort("child", "child_root", "child_patients", "child_filter"),
+    cohort("child", "child_root", "child_patients", "child_filter", "child_population"),
     cohort("ptbxl", "ptbxl_root", "ptbxl_patients"),
-    cohort("extra", "extra_test_patients", when=lambda p: p.extra_test_patients),
+    cohort("extra", "extra_test_patients", "child_population", when=lambda p: p.extra_test_patients),
     Step(
         "cohort-lengths", "08_whole_records", when=both_ways,
         outputs=(*stores("lengths-crop", "lengths-squeeze"), *splits("lengths"), "cohorts/lengths.json"),
-        settings=(*COHORT, "child_root", "child_filter", "length_patients")
+        settings=(*COHORT, "child_root", "child_filter", "child_population", "length_patients")
     ),
 ]
 
@@ -149,14 +149,14 @@ TRAIN_STEPS = [
         "age-frame", "04_age_frame", inputs=(*stores("child", "extra"), *splits("child"), MODELS),
         outputs=("age/frames.csv", "age/ceiling.csv", each("age/{method}/seed{seed}/predictions.parquet", framed)),
         settings=(
-            "methods", "seeds", "seeds_of", "frame_children", "cohort_seed", "label_noise", "extra_test_patients",
-            "bootstrap"
+            "methods", "seeds", "seeds_of", "frame_children", "cohort_seed", "reader", "child_population",
+            "extra_test_patients", "bootstrap"
         ),
     ),
     Step(
         "sim2real-train", "05_sim2real_train", outputs=(SIM2REAL,),
         settings=(
-            *SIGNAL, *TRAIN, *KNOWLEDGE, "text_model", "cohort_seed", "label_noise", "batch_size", "learning_rate",
+            *SIGNAL, *TRAIN, *KNOWLEDGE, "text_model", "cohort_seed", "reader", "batch_size", "learning_rate",
             "sim2real_methods", "sim2real_records", "sim2real_epochs"
         ),
     ),

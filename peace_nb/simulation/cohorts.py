@@ -24,7 +24,9 @@ from scipy.signal import resample_poly
 
 from ..ages.bands import PUBLISHED, edges
 from .heart import draw_patients
-from .simulator import BLOCK, simulate_people
+from .hospital import ILLNESSES
+from .readers import check_reader
+from .simulator import BLOCK, check_illnesses, simulate_people
 from .phrases import (MIMIC_TIMES, ZZU_DISEASES, heart_axis, mimic_measurements, mimic_report,
     ptbxl_report, scp_codes, zzu_codes, zzu_dictionary, zzu_findings, zzu_icd, zzu_pack, zzu_sqi)
 from ..labels.space import LABELS, read_table
@@ -216,7 +218,8 @@ class CohortSettings:
     layout: str
     n_patients: int
     seed: int = 0
-    label_noise: float = 0.     # share of label entries flipped before they are written
+    reader: str = "none"        # who read what is written: one of `READERS`; the truth has a file of its own
+    illnesses: str = ""         # a key of `MIXES`; empty: the layout's own
     rates: tuple = (500, 100)   # PTB-XL only: which of records500 and records100 to write
     max_records: int = 0        # at most so many records per patient, 0 for the layout's own limit
     damaged: float = -1.        # share of records with a NaN or all-zero lead (or a rail, ZZU); -1 for the real share
@@ -253,10 +256,11 @@ def _simulate(s: CohortSettings, part: pd.DataFrame, number: int, rng):
         who, age = number_of[rows.patient].to_numpy(), rows.age_days.to_numpy(float)
         hearts = {k: v[who] for k, v in people.items()} | {"age_days": age, "years": age / 365.25}
         sim = simulate_people(
-            np.random.default_rng([stream, 2, block]), hearts, who, block, population, stream, 500, rows.seconds.iloc[0]
+            np.random.default_rng([stream, 2, block]), hearts, who, block, population, stream, 500, rows.seconds.iloc[0],
+            reader=s.reader, illnesses=s.illnesses or None
         )
-        true = sim.labels.to_numpy().astype(int)
-        yield rows, sim, np.where(rng.random(true.shape) < s.label_noise, 1 - true, true)
+        rng.random(sim.labels.shape)      # keeps what follows as it was when labels were flipped here
+        yield rows, sim, sim.labels.to_numpy().astype(int)
 
 # %% ../../nbs/simulation/07_simulated_cohorts.ipynb #c66c8bbb
 def _scramble(i, span, prime):
@@ -299,7 +303,7 @@ def _mimic_records(root, s, rows, sim, written, rng):
 # %% ../../nbs/simulation/07_simulated_cohorts.ipynb #5bebe8de
 def _positives(names, row): return [k for k, v in zip(names, row) if v]
 
-def _truth(sim, i): return {"true": "".join(str(int(v)) for v in sim.labels.to_numpy()[i])}
+def _truth(sim, i): return {"true": "".join(str(int(v)) for v in sim.true_labels.to_numpy()[i])}
 
 def _ptbxl_records(root, s, rows, sim, written, rng):
     "Write the records of a block in PTB-XL's layout; return one dict a record with the columns of its table."
@@ -338,6 +342,13 @@ def own_gain(x):
     gain = 65532. / np.maximum(high - low, .05).astype(float)
     return gain, np.rint(-32766 - low * gain).astype(int)
 
+def _admission(row, leads, rng):
+    "ICD-10 codes of a child: those of its illness where the hospital drew one, else as often as the release has them."
+    if "illness" in row:
+        disease = ILLNESSES.disease[row.illness]
+        return zzu_icd(disease != "", rng, disease or None)
+    return zzu_icd(rng.random() < (0.503 if leads == 9 else 0.226), rng)
+
 def _zzu_records(root, s, rows, sim, written, rng):
     "Write the records of a block in ZZU-pECG's layout; return one dict a record with the columns of its table."
     x, codes, out = sim.signals, zzu_codes(), []
@@ -351,14 +362,15 @@ def _zzu_records(root, s, rows, sim, written, rng):
         name = f"{patient}_E{r.visit + 1:02d}"
         file = f"{patient[:3]}/{patient}/{name}"
         write_record(root / "Child_ecg" / file, digitise(record, gain, baseline), leads, 500, gain, baseline)
-        aha, chn = zzu_pack(zzu_findings(_positives(sim.labels.columns, written[i]), rng), codes)
+        positives, rhythm = _positives(sim.labels.columns, written[i]), sim.table.rhythm.iloc[i]
+        aha, chn = zzu_pack(zzu_findings(positives, rng, rhythm=rhythm), codes)
         bas = (.93, .98) if railed[i] else (.95, .999)
         out.append(
             {
                 "Filename": file, "ECG_ID": name, "Patient_ID": patient, "Age": f"{int(r.age_days)}d",
                 "Gender": "'Female'" if r.sex == "F" else "'Male'", "Acquisition_date": f"{r.when:%Y-%m-%d %H:%M:%S}",
                 "Sampling_point": record.shape[1], "Lead": len(leads), "AHA_code": aha, "CHN_code": chn,
-                "ICD-10 code": zzu_icd(rng.random() < (0.503 if len(leads) == 9 else 0.226), rng),
+                "ICD-10 code": _admission(sim.table.iloc[i], len(leads), rng),
                 "pSQI": zzu_sqi(leads, 0.3, 0.65, rng), "basSQI": zzu_sqi(leads, *bas, rng),
                 "bSQI": zzu_sqi(leads, 0.97, 1.0, rng), "record": name
             }
@@ -517,12 +529,14 @@ def write_simulated_cohort(
     jobs: int = 1,        # processes; the files do not depend on it
     overwrite=False,      # replace a simulated cohort of other settings
     progress=False,       # show a bar
-    **settings,           # `label_noise`, `rates`, `max_records`, `damaged`, `shard`, `lengths` of `CohortSettings`
+    **settings,           # `reader`, `illnesses`, `rates`, `max_records`, `damaged`, `shard`, `lengths` of `CohortSettings`
 ) -> dict:
     "Write simulated patients in a real layout; return the marker: settings, counts, code hash. Raises `PeaceError` for a folder it must not touch."
     unknown = set(settings) - set(CohortSettings.__dataclass_fields__)
     if unknown: raise PeaceError(f"unknown setting {sorted(unknown)[0]!r} of a simulated cohort")
     s, root = CohortSettings(layout, n_patients, seed, **settings), Path(root)
+    check_reader(s.reader)
+    check_illnesses("child" if layout == "zzu-pecg" else "adult", s.illnesses or None)
     if s.lengths and layout != "zzu-pecg": raise PeaceError(f"records of {layout} last ten seconds; lengths are for zzu-pecg")
     if s.lengths: s = replace(s, lengths=record_lengths(s.lengths))   # what was drawn from goes into the marker
     r = roster(layout, n_patients, seed, s.max_records, s.lengths)
