@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['MAX_SAMPLES', 'MOST_MV', 'READERS', 'plain_header', 'Counts', 'plain_counts', 'header_text', 'read_header',
-           'readable', 'read_record', 'read_window', 'scan_headers', 'cpsc_struct', 'read_cpsc', 'read_hdf5',
-           'read_microvolts']
+           'readable', 'read_record', 'read_window', 'read_start', 'scan_headers', 'cpsc_struct', 'read_cpsc',
+           'read_hdf5', 'read_microvolts']
 
 # %% ../../nbs/cohorts/01_records.ipynb #d412a48b
 import os, re, tempfile
@@ -22,6 +22,7 @@ from scipy.io import loadmat
 from wfdb.io._header import _parse_record_line, _parse_signal_lines, _read_segment_lines
 from wfdb.io._signal import _rd_segment
 
+from ..files import of_the_machine
 from ..settings import PeaceError
 from peace_nb.signals.prepare import (
     LEADS, MIN_SECONDS, TO_MV, RecordError, canonical_lead, fill_gaps, resample
@@ -315,7 +316,7 @@ def _check_length(head, file: Path, channels: list, sums: bool):
         )
 
 # %% ../../nbs/cohorts/01_records.ipynb #fa968ca5
-def _length(head, stem: Path) -> int: # samples of a channel, in frames
+def _length(head, stem: Path, most: int | None = MAX_SAMPLES) -> int: # samples of a channel, in frames
     "The length of a record whose header does not state it (none, or 0), from its signal files."
     folder, found = stem.parent, set()
     for f, channels in _files(head).items():
@@ -326,7 +327,7 @@ def _length(head, stem: Path) -> int: # samples of a channel, in frames
         raise RecordError(f"{stem}.hea does not say how long it is, and its files differ in length", "bad header")
     length = max(found, default=0)
     if length < 1: raise RecordError(f"{stem}.hea announces a record without a single sample", "no sample")
-    _check_size(Path(f"{stem}.hea"), head.n_sig, length, sum(s or 1 for s in head.samps_per_frame), MAX_SAMPLES)
+    _check_size(Path(f"{stem}.hea"), head.n_sig, length, sum(s or 1 for s in head.samps_per_frame), most)
     return length
 
 def _check_sums(head, sums, folder: Path):
@@ -510,6 +511,7 @@ def readable(path):
     "What the system refuses in the block, such as a missing permission, becomes a `RecordError` that names the file."
     try: yield
     except OSError as e:
+        if of_the_machine(e): raise
         raise RecordError(f"{e.filename or path} cannot be read: {e.strerror or e}", "unreadable") from e
 
 def read_record(
@@ -531,29 +533,48 @@ def read_record(
 # %% ../../nbs/cohorts/01_records.ipynb #192a4e3e
 def read_window(
     path, # a WFDB record
-    first: int, # first sample wanted
-    n: int, # samples wanted
+    first: int, # first sample wanted, at the rate of the header's first line
+    n: int, # samples wanted, at that rate
 ): # (signal (C, n) float64 mV, names, fs)
     "A stretch of a long record, without reading the rest. Raises `RecordError`; checksums are not verified."
     stem = _stem(path)
     with readable(stem): head = read_header(path, most=None)
-    if n * head.n_sig > MAX_SAMPLES:
+    frame = sum(s or 1 for s in getattr(head, "samps_per_frame", None) or [1] * head.n_sig)
+    if n * frame > MAX_SAMPLES:
         raise RecordError(
             f"{n} samples of {head.n_sig} channels of {stem} are more than the {MAX_SAMPLES} samples a window may have",
             "absurd size"
         )
     if isinstance(head, wfdb.MultiRecord):
         raise RecordError(f"{stem} consists of several segments; windows are read from single ones only")
-    if any((s or 1) > 1 for s in head.samps_per_frame):
-        raise RecordError(f"{stem} has several samples a frame; windows are read from records with one")
     with readable(stem):
         _check_owner(head, stem)
         _check_files(head, stem.parent)
-        head.sig_len = head.sig_len or _length(head, stem)
+        head.sig_len = head.sig_len or _length(head, stem, None)
     if first < 0 or first + n > head.sig_len:
         raise RecordError(f"{stem} has {head.sig_len} samples; {first} to {first + n} are not among them", "too short")
     with readable(stem): x = _read_general(head, stem, False, first, n)
-    return _voltages(x, head.sig_name, head.units, head.fs, stem)
+    return _voltages(x, head.sig_name, head.units, head.fs, stem, head.samps_per_frame)
+
+# %% ../../nbs/cohorts/01_records.ipynb #19b6f821
+def read_start(
+    path, # a WFDB record, with or without the extension .hea or .dat
+    seconds: float, # wanted
+): # (signal (C, T) float64 mV, names, fs, seconds of the whole record)
+    "A record, or its first seconds where it has more samples than are read at once. Raises `RecordError`."
+    try:
+        signal, names, fs = read_record(path)
+        return signal, names, fs, signal.shape[-1] / fs
+    except RecordError as error:
+        if error.kind != "absurd size": raise
+    stem = _stem(path)
+    with readable(stem):
+        head = read_header(path, most=None)
+        if isinstance(head, wfdb.MultiRecord):
+            raise RecordError(f"{stem} consists of several segments, together too long to be read", "absurd size")
+        _check_files(head, stem.parent)
+        length = head.sig_len or _length(head, stem, None)
+    return *read_window(path, 0, min(length, int(seconds * head.fs) + 1)), length / head.fs
 
 # %% ../../nbs/cohorts/01_records.ipynb #515af968
 def _header_row(file: Path) -> dict:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fastcore.basics import patch
 
-from ..files import frame_bytes, replacing, temporary_for, write_json
+from ..files import frame_bytes, naming, replacing, temporary_for, write_json
 from ..settings import PeaceError
 from ..signals.prepare import SignalSpec
 
@@ -141,8 +141,9 @@ def _plan_of(note: Path):
 def append(self: Writer, chunk: Chunk):
     "Signals first, then the receipt that vouches for them."
     raw = np.ascontiguousarray(chunk.units, "<i2").tobytes()
-    self.f.write(raw)
-    self.f.flush()
+    with naming(self.file):
+        self.f.write(raw)
+        self.f.flush()
     stem = self.parts / f"{self.done:07d}"
     masks = pd.DataFrame(chunk.mask, columns=[f"mask_{l}" for l in self.spec.leads], index=chunk.table.index)
     _write_frame(chunk.table.join(masks), stem.with_suffix(".table"))
@@ -158,15 +159,17 @@ def append(self: Writer, chunk: Chunk):
 @patch
 def finish(self: Writer, source: str, note: dict) -> Path:
     "Write header, tables and `store.json`, then rename the folder into place."
-    self.f.seek(0)
-    self.f.write(npy_header((self.rows, len(self.spec.leads), self.spec.n)))
-    self.f.flush()
-    os.fsync(self.f.fileno())
-    self.close()
+    with naming(self.file):
+        self.f.seek(0)
+        self.f.write(npy_header((self.rows, len(self.spec.leads), self.spec.n)))
+        self.f.flush()
+        os.fsync(self.f.fileno())
+        self.close()
     for k in ("table", "labels"):
         _join_frames([self.parts / f"{i:07d}.{k}" for i in range(self.done)], self.dir / f"{k}.parquet")
     bad = pd.DataFrame([b for r in self.receipts for b in r["bad"]], columns=SET_ASIDE)
-    bad.to_csv(self.dir / "set_aside.csv", index=False, lineterminator="\n")
+    with naming(self.dir / "set_aside.csv"):
+        bad.to_csv(self.dir / "set_aside.csv", index=False, lineterminator="\n")
     digest = hashlib.sha256(
         json.dumps([self.spec.to_dict(), [[r["tables"], r["sha256"]] for r in self.receipts if r["rows"]]]).encode()
     ).hexdigest()
