@@ -1,5 +1,5 @@
 """A store is whole or refused, wherever the disk is full, an input or output fails, or the plug is pulled; and the next
-run completes it to the same bytes. Every call that changes a file is made to fail once."""
+run completes it to the same bytes. Every call that changes a file is made to fail once; with PEACE_LONG set, both ways."""
 import builtins
 import errno
 import io
@@ -173,7 +173,8 @@ def test_a_fault_at_any_call(tmp_path, whole, how):
     calls = calls_of(tmp_path / "count" / "s")
     assert len(calls) > 40 and {c.split()[0] for c in calls} >= {"open", "write", "replace", "fsync", "to_parquet", "rmdir"}
     assert content(tmp_path / "count" / "s") == content(whole)
-    for at, call in enumerate(calls):
+    every = 1 if os.environ.get("PEACE_LONG") else 2        # in CI every call fails once, one way or the other
+    for at, call in list(enumerate(calls))[("error", "plug").index(how) % every::every]:
         path = tmp_path / str(at) / "s"
         disk = Disk(path.parent, how, at)
         with pytest.MonkeyPatch.context() as patch:

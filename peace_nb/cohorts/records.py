@@ -224,9 +224,8 @@ def read_header(
         head = _parse(stem)
     except OSError: raise
     except Exception as e:  # wfdb raises whatever its parser stumbles over
-        raise RecordError(
-            f"{hea} is not a readable WFDB header ({type(e).__name__}: {e})".replace("\n", " "), "bad header"
-        ) from e
+        what = f"{e}" if type(e) is ValueError else f"{type(e).__name__}: {e}"      # the first is our own
+        raise RecordError(f"{hea} is not a readable WFDB header ({what})".replace("\n", " "), "bad header") from e
     if not (head.n_sig and head.fs and 0 < head.fs < 1e12):
         raise RecordError(f"{hea} names no signal or no sampling rate", "bad header")
     several = isinstance(head, wfdb.MultiRecord)
