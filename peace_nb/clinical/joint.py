@@ -211,7 +211,7 @@ class JointNet(nn.Module):
             self.temperature = Temperature() if how == "Text" else None
         self.how, self.labels, self.name = how, ("none",), f"{how}-joint"
         self.register_buffer("groups", torch.tensor(groups))
-        self.register_buffer("texts", texts if texts is not None else torch.zeros(0, 1))
+        self.register_buffer("texts", texts.clone().float() if texts is not None else torch.zeros(0, 1))
 
     def predict(self, signals, mask=None): return self.of_ecg(self.encoder(signals, mask).mean(1))[:, :1]
     def loss(self, batch: dict, progress: float) -> dict:
