@@ -206,6 +206,8 @@ def stream_labs(
         hits = _hits(rows, times, ids, of_item, births, reach, counts)
         _write_parts(work, number, hits, ecgs)
         write_json(work / "state.json", {"key": key, "blocks": number + 1, "counts": dict(counts)}, sync=False)
+        del rows, hits
+        pa.default_memory_pool().release_unused()      # else each thread keeps what it once needed
     return counts
 
 def _resume(work: Path, key: dict):
@@ -218,9 +220,14 @@ def _resume(work: Path, key: dict):
     work.mkdir(parents=True)
     return 0, Counter()
 
+def _buckets(ecgs) -> np.ndarray:
+    "The bucket of each ECG: patients in order, so that a table sorted by patient fills one bucket after the other."
+    codes, people = pd.factorize(ecgs["subject_id"].to_numpy(), sort=True)
+    return codes * BUCKETS // max(len(people), 1)
+
 def _write_parts(work, number, hits, ecgs):
     "Write the hits of a block to their buckets."
-    bucket = ecgs["subject_id"].to_numpy()[hits["ecg"].to_numpy()] % BUCKETS
+    bucket = _buckets(ecgs)[hits["ecg"].to_numpy()]
     order = np.argsort(bucket, kind="stable")
     table, edges = hits.take(order), np.searchsorted(bucket[order], np.arange(BUCKETS + 1))
     for k in np.flatnonzero(np.diff(edges)):
@@ -253,6 +260,7 @@ def _seconds(column):
 
 def _as_hits(rows, value, seconds, row, ecg, minutes, counts) -> pa.Table:
     "Numbers in one unit, for the rows that are near an ECG; each row is cleaned once."
+    if not len(row): return HIT.empty_table()
     near, back = np.unique(row, return_inverse=True)
     rows, value = rows.take(near), value[near]
     def floats(name): return rows[name].combine_chunks().fill_null(np.nan).to_numpy(zero_copy_only=False)
