@@ -78,6 +78,17 @@ class Profile:
     length_methods: tuple[str, ...]  # of `methods`, those that read whole records squeezed and cropped; none: left out
     length_patients: int             # simulated children of that comparison, with the published record lengths
     length_seeds: int                # trainings of each method in it, at most
+    # study clinical_knowledge: a folder in the layout of MIMIC-IV-ECG, or "simulated"
+    clinical_root: str
+    clinical_tables: str             # folder of hosp/, ed/ and the ICD extension; "same": that of the ECGs
+    clinical_patients: int           # simulated adults of a hospital
+    clinical_rows: tuple[str, ...]   # networks of the study
+    clinical_seeds: tuple[int, ...]  # one training per seed and network
+    clinical_encoder: str            # size of its ECG encoder
+    clinical_joint_epochs: int       # of stage 1
+    clinical_epochs: int             # of stage 2
+    clinical_batch: int              # records a batch
+    clinical_least: int              # training positives that a code needs to become a diagnosis
 
 # %% ../nbs/01_settings.ipynb #15b17c6b
 def _parse(text:str, kind, where:str):
@@ -95,7 +106,7 @@ def _parse(text:str, kind, where:str):
 CHOICES = {"lsbc_weighting": {"plain", "count"}, "precision": {"no", "auto", "fp16", "bf16"},
            "encoder": {"tiny", "small", "base", "paper"}, "child_filter": {"none", "twelve-leads", "paper"},
            "how_ten_seconds": {"crop", "squeeze"}, "child_population": {"clinic", "hospital"},
-           "reader": {"none", "first", "second"}}
+           "reader": {"none", "first", "second"}, "clinical_encoder": {"tiny", "small", "base", "paper"}}
 _RUN = r"[\w.-]+(@[\w.-]+)?(\+[\w-]+)?"   # name[@encoder][+variant]
 _MANY, _TINY = 1e9, 1e-9
 RANGES = {
@@ -108,14 +119,15 @@ RANGES = {
         k: (1, _MANY)
         for k in (
             "batch_size", "finetune_batch_size", "pretrain_epochs", "finetune_epochs", "bootstrap", "threads",
-            "sim2real_records", "sim2real_epochs", "sim2real_least", "length_seeds"
+            "sim2real_records", "sim2real_epochs", "sim2real_least", "length_seeds", "clinical_joint_epochs",
+            "clinical_epochs", "clinical_batch", "clinical_least"
         )
     },
     **{
         k: (0, _MANY)
         for k in (
             "adult_patients", "child_patients", "ptbxl_patients", "extra_test_patients", "cohort_seed",
-            "length_patients"
+            "length_patients", "clinical_patients"
         )
     },
 }

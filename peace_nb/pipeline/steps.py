@@ -2,11 +2,12 @@
 
 # %% auto #0
 __all__ = ['SIGNAL', 'TRAIN', 'KNOWLEDGE', 'TABLE', 'COHORT', 'TUNE', 'each', 'SCORES', 'BOTH_WAYS', 'MODELS', 'SIM2REAL', 'ALL',
-           'COHORT_STEPS', 'TRAIN_STEPS', 'TABLE_STEPS', 'FIGURE_STEPS', 'STEPS', 'BY_NAME', 'MACHINERY', 'STUDIES',
-           'Each', 'Step', 'stores', 'splits', 'tables', 'figure', 'framed', 'simulated', 'base', 'aligned',
-           'has_aligned', 'pretrained', 'both_ways', 'cohort', 'step_of', 'where', 'studies', 'left_out',
-           'stage_settings', 'sources', 'Job', 'step_name', 'jobs', 'step_names', 'check_steps', 'Study', 'study_of',
-           'printed', 'places']
+           'COHORT_STEPS', 'TRAIN_STEPS', 'TABLE_STEPS', 'FIGURE_STEPS', 'CLINICAL_GROUPS', 'CLINICAL', 'HOSPITALS',
+           'CLINICAL_STEPS', 'STEPS', 'BY_NAME', 'MACHINERY', 'STUDIES', 'Each', 'Step', 'stores', 'splits', 'tables',
+           'figure', 'framed', 'simulated', 'base', 'aligned', 'has_aligned', 'pretrained', 'both_ways', 'cohort',
+           'clinical_rows', 'clinical_networks', 'clinical_step', 'clinical_scores', 'hospital', 'step_of', 'where',
+           'studies', 'left_out', 'stage_settings', 'sources', 'Job', 'step_name', 'jobs', 'step_names', 'check_steps',
+           'Study', 'study_of', 'printed', 'places']
 
 # %% ../../nbs/pipeline/02_steps.ipynb #c43e350d
 import ast, json, re
@@ -344,7 +345,109 @@ FIGURE_STEPS = [
         shows="one child's record squeezed and cropped, and what either costs, over the number of training records"
     ),
 ]
-STEPS = (*COHORT_STEPS, *TRAIN_STEPS, *TABLE_STEPS, *FIGURE_STEPS)
+
+# %% ../../nbs/pipeline/02_steps.ipynb #6554629e
+CLINICAL_GROUPS = {   # one process each; a row is a network, see nbs/studies/clinical_knowledge/02_train
+    "references": ("Signal", "Fusion", "Table", "Mask", "Random"), "proposal": ("VICReg", "VICReg+read"),
+    "losses": ("CLIP", "Barlow", "L1", "SIGReg"), "controls": ("Permuted", "Text")}
+CLINICAL = ("clinical_rows", "clinical_seeds", "bootstrap", "clinical_root")
+
+def clinical_rows(group: str, p: Profile) -> list:
+    "Networks of a group that a profile trains."
+    return [row for row in CLINICAL_GROUPS[group] if row in p.clinical_rows]
+
+def clinical_networks(group: str) -> Each:
+    "Checkpoints of a group's networks that read the ECG alone."
+    def made(p):
+        return [(row, seed) for row in clinical_rows(group, p) for seed in p.clinical_seeds if row not in ("Fusion", "Table", "Mask")]
+    return each("models/{method}/seed{seed}/model.json", made)
+
+def clinical_step(name: str, notebook: str, *outputs, **row) -> Step:
+    "A row of the study clinical_knowledge."
+    return Step(f"clinical-{name}", notebook, outputs=outputs, study="clinical_knowledge", **row)
+
+def clinical_scores(p: Profile, given: dict) -> list:
+    "Predictions of all groups of a profile."
+    return [f"{kind}/{group}.parquet" for group in CLINICAL_GROUPS if clinical_rows(group, p) for kind in ("diagnosis", "reading")]
+
+def hospital(name: str) -> tuple:
+    "Files of a hospital."
+    return (*stores(name), *splits(name), *(f"joined/{name}/{f}" for f in ("ecgs.parquet", "inputs.parquet", "targets.parquet", "counts.csv")))
+
+
+# %% ../../nbs/pipeline/02_steps.ipynb #e6878efa
+HOSPITALS = ("ordinary", "broken")
+
+CLINICAL_STEPS = [
+    *(clinical_step(
+        f"hospital-{name}", "01_hospital", *hospital(name), given=(("hospital", name),),
+        settings=("cohort_seed", *SIGNAL, "clinical_root", "clinical_tables", "clinical_patients")
+    ) for name in HOSPITALS),
+    *(clinical_step(
+        f"train-{group}", "02_train", f"diagnosis/{group}.parquet", f"reading/{group}.parquet", clinical_networks(group),
+        inputs=tuple(f for name in HOSPITALS for f in hospital(name)), given=(("group", group),),
+        settings=(
+            "weight_decay", "warmup", "clip", "ema", "precision", "learning_rate", "text_model", "clinical_rows", "clinical_seeds",
+            "clinical_encoder", "clinical_joint_epochs", "clinical_epochs", "clinical_batch", "clinical_least"
+        ),
+        when=lambda p, group=group: clinical_rows(group, p)
+    ) for group in CLINICAL_GROUPS),
+    clinical_step(
+        "few", "03_few_labels", "few/diagnosis.parquet", "few/real.parquet",
+        inputs=(*hospital("ordinary"), clinical_networks("references"), clinical_networks("proposal"), clinical_networks("controls")),
+        samples=True, settings=(
+            "weight_decay", "warmup", "clip", "ema", "precision", "learning_rate", "clinical_rows", "clinical_seeds",
+            "clinical_encoder", "clinical_epochs", "clinical_batch", "clinical_least", "bootstrap"
+        )
+    ),
+    clinical_step(
+        "table-1", "table_01_cohort", *tables(1, "cohort", "values", "counts"), inputs=hospital("ordinary"),
+        settings=("clinical_root",), kernel="light", facts=("table_1_cohort", "table_1_values", "table_1_counts"),
+        shows="people, ECGs, and how often each value is measured before the ECG and near it"
+    ),
+    clinical_step(
+        "table-2", "table_02_diagnosis", *tables(2, "diagnosis", "note"), inputs=(clinical_scores,), settings=CLINICAL, kernel="light",
+        files=("reported.yaml",), judged=(("table_2_diagnosis", "auroc"),),
+        shows="diagnoses from the ECG, from values, from both, and from an ECG network that saw values in training only"
+    ),
+    clinical_step(
+        "table-3", "table_03_laboratory", *tables(3, "laboratory", "macro"), inputs=(clinical_scores,), settings=CLINICAL, kernel="light",
+        files=("reported.yaml",), shows="each laboratory abnormality read from the embedding, beside age and sex alone and published numbers"
+    ),
+    clinical_step(
+        "table-4", "table_04_gap", *tables(4, "gap", "note"), inputs=(clinical_scores,), settings=CLINICAL, kernel="light",
+        shows="the share of the gap between ECG and ECG with table that each network closes, and the controls"
+    ),
+    clinical_step(
+        "table-5", "table_05_causal_test", *tables(5, "causal", "values"), inputs=(clinical_scores,), settings=CLINICAL, kernel="light",
+        shows="is a value in the embedding because the ECG shows it, or because of who has it? The same with the confounders broken"
+    ),
+    clinical_step(
+        "table-6", "table_06_few_labels", *tables(6, "few", "real"), inputs=("few/diagnosis.parquet", "few/real.parquet"),
+        settings=CLINICAL, kernel="light", real=("table_6_real",),
+        shows="few labels, and real PTB-XL records: is the enriched encoder worth more there?"
+    ),
+    clinical_step(
+        "table-7", "table_07_claims", *tables(7, "claims"), kernel="light", settings=CLINICAL,
+        inputs=("tables/table_2_diagnosis.csv", "tables/table_4_gap.csv", "tables/table_3_macro.csv", "tables/table_5_causal.csv"),
+        shows="the paper's claims, what came out, and the verdict"
+    ),
+    clinical_step("figure-1", "figure_01_stages", *figure("figure_1_stages"), kernel="light", shows="the three stages: what is trained, what is thrown away"),
+    clinical_step("figure-2", "figure_02_beats", *figure("figure_2_beats"), settings=("cohort_seed",), kernel="light",
+                  shows="the median beat by potassium and by calcium"),
+    clinical_step(
+        "figure-3", "figure_03_laboratory", *figure("figure_3_laboratory"), inputs=("tables/table_3_laboratory.csv",), settings=CLINICAL,
+        kernel="light", shows="AUROC of each abnormality beside age and sex, and with the confounders broken"
+    ),
+    clinical_step(
+        "figure-4", "figure_04_calibration", *figure("figure_4_calibration"), "tables/figure_4_calibration.csv", inputs=("reading/proposal.parquet",),
+        settings=CLINICAL, kernel="light", shows="predicted probabilities beside observed frequencies, on held-out patients"
+    ),
+]
+
+
+# %% ../../nbs/pipeline/02_steps.ipynb #1797d984
+STEPS = (*COHORT_STEPS, *TRAIN_STEPS, *TABLE_STEPS, *FIGURE_STEPS, *CLINICAL_STEPS)
 
 # %% ../../nbs/pipeline/02_steps.ipynb #d63f546a
 def step_of(name: str, steps=STEPS) -> Step:
@@ -476,8 +579,8 @@ class Job:
     def record(self) -> str: return f"{self.step.study}/provenance/{self.name}.json"
 
 def step_name(step: str, **given) -> str:
-    "File name of a job: `pretrain_PEACE_seed0`; a cohort's name is in its step already."
-    parts = [f"seed{v}" if k == "seed" else str(v) for k, v in given.items() if k != "cohort"]
+    "File name of a job: `pretrain_PEACE_seed0`; the name of a cohort, hospital or group is in its step already."
+    parts = [f"seed{v}" if k == "seed" else str(v) for k, v in given.items() if k not in ("cohort", "hospital", "group")]
     return "_".join([step, *parts])
 
 def _placed(path: str, study: str) -> str:
@@ -588,6 +691,13 @@ STUDIES = (
         headline="tables/table_2_transfer.csv",
         reads="Macro AUROC in percent with its 95 % interval; below, in grey, what the preprint reports (v1 | v2), where known.",
         claims="tables/table_7_claims.csv", figure="figures/figure_6_forest.png"
+    ),
+    Study(
+        "clinical_knowledge", "Clinical knowledge in an ECG's embedding",
+        "Laboratory values and vitals taught to an ECG encoder that later reads the ECG alone",
+        headline="tables/table_2_diagnosis.csv",
+        reads="Macro AUROC in percent over the diagnoses with its 95 % interval over patients.",
+        claims="tables/table_7_claims.csv", figure="figures/figure_3_laboratory.png"
     ),
 )
 
