@@ -269,7 +269,6 @@ def judge(
     here = here[["network", "setting", "auroc"]].rename(columns={"auroc": "here"})
     both = there.rename(columns={"auroc": "there"}).merge(here, on=["network", "setting"])
     both = both.dropna(subset=["there", "here"])
-    both = both.drop_duplicates(["setting", "seeds", "there", "here"])   # one network under two names
     rules = both["network"].isin(untrained)
     cells = both[~rules].reset_index(drop=True)
     known = [spread_of(s, spread) for s in cells["setting"]]

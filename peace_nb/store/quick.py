@@ -12,7 +12,7 @@ import numpy as np
 from ..cohorts.records import Counts
 from ..signals.kernels import LANES, filter_taps, COMPILED, there_and_back
 from peace_nb.signals.prepare import (
-    MIN_SECONDS, TO_MV, believed_rate, canonical_lead, judge, sections, SignalSpec
+    MIN_SECONDS, TO_MV, SignalSpec, believed_rate, canonical_lead, judge, sections, short_text
 )
 
 # %% ../../nbs/store/04_quick.ipynb #1dedff6c
@@ -46,7 +46,7 @@ def prepare_counts(
     mask[there] = True
     flags, mask = judge(np.zeros(len(mask)), high, low, mask, spec.leads)
     if not mask.any(): return None
-    if len(d) < round(fs * spec.seconds): flags["short"] = [f"{len(d) / fs:.1f}s"]
+    if len(d) < round(fs * spec.seconds): flags["short"] = [short_text(len(d) / fs, spec.seconds)]
     T, sos = min(len(d), int((spec.seconds + 2) * fs) + 1), sections(fs, *spec.band) if spec.band else np.empty((0, 6))
     kept = mask[there]
     units, clipped = condition(
