@@ -217,9 +217,24 @@ def test_folders_that_are_not_ours(tmp_path):
         (dict(layout="ptbxl", n_patients=1), "ptbxl"), (dict(layout="ptb-xl", n_patients=0), "n_patients"),
         (dict(layout="ptb-xl", n_patients=1, readers="first"), "readers"),
         (dict(layout="ptb-xl", n_patients=1, reader="third"), "third"),
-        (dict(layout="ptb-xl", n_patients=1, illnesses="hospital"), "children")
+        (dict(layout="ptb-xl", n_patients=1, illnesses="hospital"), "children"),
+        (dict(layout="zzu-pecg", n_patients=1, lengths=((30, 9), (4.9, 1))), "a record of 4.9 s is too short"),
+        (dict(layout="zzu-pecg", n_patients=1, lengths=((float("nan"), 9),)), "too short"),
+        (dict(layout="zzu-pecg", n_patients=1, lengths=((30, -1),)), "number of records above 0"),
+        (dict(layout="zzu-pecg", n_patients=1, lengths="real"), "no record lengths 'real'"),
+        (dict(layout="ptb-xl", n_patients=1, lengths="published"), "lengths are for zzu-pecg"),
     ],
 )
 def test_faults_are_named(tmp_path, kw, word):
     with pytest.raises(PeaceError, match=word): sc.write_simulated_cohort(root=tmp_path / "x", **kw)
     assert not any(tmp_path.iterdir())
+
+
+def test_published_lengths_are_written_and_read(tmp_path):
+    marker = sc.write_simulated_cohort("zzu-pecg", tmp_path / "long", 60, seed=4, lengths="published")
+    assert [tuple(pair) for pair in marker["settings"]["lengths"]] == list(sc.published_lengths())
+    table = load_cohort("zzu-pecg", tmp_path / "long").table
+    drawn = sc.roster("zzu-pecg", 60, 4, lengths="published")
+    assert sorted(table["seconds"]) == sorted(drawn["seconds"]) and table["seconds"].max() >= 30
+    assert 0.45 < (table["seconds"] == 30).mean() < 0.85 and set(table["seconds"]) <= {s for s, _ in sc.published_lengths()}
+    assert set(sc.roster("zzu-pecg", 60, 4)["seconds"]) <= {s for s, _ in sc.ZZU_SECONDS}

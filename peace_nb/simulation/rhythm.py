@@ -31,12 +31,13 @@ class Beats:
 def sinus_times(rr, seconds, sarrh, z, u):
     "Sinus node firing times over (-2 s, seconds + 1 s): slow drift, respiration and beat-to-beat noise"
     n = int((seconds + 4) / (.6 * rr)) + 3
+    z = np.resize(z, n)   # more beats than draws, in a minute of a newborn: the draws come round again
     depth = .08 + .14 * sarrh if sarrh > 0 else .010 + .055 * u[0]**1.7
     resp = .15 + .17 * u[1]
     t = np.arange(n) * rr
     wave = np.sin(2 * np.pi * (resp * t + u[2])) + .3 * np.sin(2 * np.pi * (.07 * t + u[3]))
-    if sarrh > 0: wave = wave + .25 * z[:n]
-    return -2.0 + u[4] * rr + np.cumsum(rr * np.clip(1 + depth * wave + .012 * z[:n], .45, 1.9)) - rr
+    if sarrh > 0: wave = wave + .25 * z
+    return -2.0 + u[4] * rr + np.cumsum(rr * np.clip(1 + depth * wave + .012 * z, .45, 1.9)) - rr
 
 # %% ../../nbs/simulation/02_rhythm.ipynb #3dea5be1
 def sinus_rhythm(b, t, pr, rr, c, z, u, seconds):
