@@ -752,12 +752,17 @@ def test_ctrl_c_is_one_sentence(tmp_path, monkeypatch, nb, command):
 
 
 WORKER = """
-import sys
+import time
 from functools import partial
 if __name__ == "__main__":
     from peace_nb import cli, prepare
     from peace_nb.store import build
     build.build_store = prepare.build_store = partial(build.build_store, chunk=2)
+    tell = prepare._Teller.__call__
+    def slowly(self, *at):   # after each chunk, so that the build is not over before it is stopped
+        tell(self, *at)
+        time.sleep(0.5)
+    prepare._Teller.__call__ = slowly
     cli.main()
 """
 
