@@ -38,13 +38,13 @@ def first_line(text: str, at: int, value) -> str:
 
 def every_lead(text: str, **changes) -> str:
     return "\n".join(
-        fields(l, **{k: v(i) if callable(v) else v for k, v in changes.items()}) if 0 < i <= 12 else l
-        for i, l in enumerate(text.split("\n"))
+        fields(line, **{k: v(i) if callable(v) else v for k, v in changes.items()}) if 0 < i <= 12 else line
+        for i, line in enumerate(text.split("\n"))
     )
 
 
 def one_lead(text: str, lead: int, **changes) -> str:
-    return "\n".join(fields(l, **changes) if i == lead + 1 else l for i, l in enumerate(text.split("\n")))
+    return "\n".join(fields(line, **changes) if i == lead + 1 else line for i, line in enumerate(text.split("\n")))
 
 
 def with_lead(data: bytes, lead: int, value: int) -> bytes:
@@ -116,7 +116,7 @@ def spoiled(tmp_path_factory):
     for k in range(4):
         mv = np.linspace(-1 - .1 * k, 1.4, 12)[:, None] * beat + rng.normal(0, .02, (12, LENGTH))
         wfdb.wrsamp(
-            "good", fs=500, units=["mV"] * 12, sig_name=[l.upper() for l in LEADS], p_signal=mv.T, fmt=["16"] * 12,
+            "good", fs=500, units=["mV"] * 12, sig_name=[lead.upper() for lead in LEADS], p_signal=mv.T, fmt=["16"] * 12,
             adc_gain=[1000.0] * 12, baseline=[0] * 12, write_dir=str(root)
         )
         hearts.append(((root / "good.hea").read_text().strip().split("\n"), (root / "good.dat").read_bytes()))

@@ -55,7 +55,7 @@ CASES = {
         lambda h, d: (
             "\n".join(
                 [h.splitlines()[0]]
-                + [" ".join(l.split()[:5] + ["0", "0", "0", l.split()[-1]]) for l in h.splitlines()[1:]]
+                + [" ".join(line.split()[:5] + ["0", "0", "0", line.split()[-1]]) for line in h.splitlines()[1:]]
             ).replace(" 0 0 0 ", " 0 -32768 0 0 "),
             np.full(36000, -32768, "<i2").tobytes(),
         ),

@@ -57,11 +57,11 @@ def test_lead_order_does_not_matter(tmp_path, model, ecg):
 
 @pytest.mark.parametrize(
     "fs, seconds, leads",
-    [(250, 12, LEADS), (1000, 6, LEADS), (500, 5, [l for l in LEADS if l not in ("V2", "V4", "V6")]), (100, 12, LEADS)]
+    [(250, 12, LEADS), (1000, 6, LEADS), (500, 5, [lead for lead in LEADS if lead not in ("V2", "V4", "V6")]), (100, 12, LEADS)]
 )
 def test_many_kinds_of_records(tmp_path, model, fs, seconds, leads):
     signal = simulate(1, population="child", seed=5, fs=fs, seconds=seconds).signals[0]
-    record = write(tmp_path, "r", signal[[LEADS.index(l) for l in leads]], leads, fs)
+    record = write(tmp_path, "r", signal[[LEADS.index(lead) for lead in leads]], leads, fs)
     found = cli.predict_record(record, model)
     assert found["fs"] == fs and found["leads"] == list(leads) and len(found["probabilities"]) == len(LABELS)
 

@@ -28,7 +28,7 @@ def test_dataset_zzu_layout_lengths_and_gains(samples):
     for rid in c.table.index:
         rec = wfdb.rdrecord(str(c.root / c.table.path[rid]))
         x, mask = c.signal(rid)
-        assert [n.upper() for n in rec.sig_name] == [l.upper() for l in LEADS] and np.allclose(
+        assert [n.upper() for n in rec.sig_name] == [lead.upper() for lead in LEADS] and np.allclose(
             x, np.where(mask[:, None], rec.p_signal.T, 0), atol=1e-4
         )
         assert rec.sig_len == c.table.seconds[rid] * 500

@@ -51,7 +51,7 @@ def found(store, other=None):
 def test_copies_in_disguise_are_found_and_strangers_are_not(signals, tmp_path):
     rng = np.random.default_rng(1)
     a = put(tmp_path / "a", signals[:40])
-    nine = np.array([l not in ("V2", "V4", "V6") for l in LEADS])
+    nine = np.array([lead not in ("V2", "V4", "V6") for lead in LEADS])
     disguised = (
         signals[20:] * rng.uniform(0.5, 2, (40, 12, 1))
         + rng.normal(0, 0.01, (40, 12, 1000))
@@ -100,7 +100,7 @@ def test_a_split_must_place_every_record(signals, tmp_path):
 def test_flat_and_absent_leads_agree_with_nothing(tmp_path):
     "Records without any telling lead are nobody's copy unless their samples are the same."
     x = np.random.default_rng(0).normal(0, .3, (6, 12, 1000)).astype(np.float32)
-    only = np.array([l == "V6" for l in LEADS])
+    only = np.array([lead == "V6" for lead in LEADS])
     assert not found(put(tmp_path / "a", x, leads=only))
 
 

@@ -42,8 +42,8 @@ def challenge(
     mat4(folder / f"{name}.mat", d)
     lines = [record_line or f"{name} {len(leads)} {fs} {d.shape[1]}"]
     lines += [
-        f"{name}.mat 16+24 {g}({b})/{unit} 16 0 {r[0]} {r.sum(dtype=np.int64).astype(np.int16)} 0 {l}"
-        for g, b, r, l in zip(gains, baselines, d, leads)
+        f"{name}.mat 16+24 {g}({b})/{unit} 16 0 {r[0]} {r.sum(dtype=np.int64).astype(np.int16)} 0 {lead}"
+        for g, b, r, lead in zip(gains, baselines, d, leads)
     ]
     (folder / f"{name}.hea").write_text("\n".join(lines + comments) + "\n")
     return (d - np.array(baselines)[:, None]) / np.array(gains)[:, None]
@@ -93,7 +93,7 @@ def test_dataset_cinc_every_lead_in_millivolts(cinc):
         x, mask = cohort.signal(rid)
         stored = mv[::-1] if rid == "S23074" else mv
         assert mask.all() and np.abs(x - stored).max() < 1e-6 * max(1, np.abs(mv).max())
-        assert np.allclose(x, rec.p_signal.T[[rec.sig_name.index(l) for l in LEADS]], atol=1e-6)
+        assert np.allclose(x, rec.p_signal.T[[rec.sig_name.index(lead) for lead in LEADS]], atol=1e-6)
         assert cohort.table.fs[rid] == rec.fs and cohort.table.seconds[rid] == pytest.approx(rec.sig_len / rec.fs)
         plain = loadmat(cohort.root / f"{cohort.table.path[rid]}.mat")["val"]               # a third reader: MATLAB's
         assert np.array_equal(plain, rec.adc().T if rec.d_signal is None else rec.d_signal.T)
@@ -196,8 +196,8 @@ def test_a_source_whose_checksums_never_fit_is_read_and_says_so(tmp_path):
     for hea in (tmp_path / "E0").glob("*.hea"):
         hea.write_text(
             "\n".join(
-                " ".join([*(p := l.split())[:6], "77", *p[7:]]) if ".mat" in l else l
-                for l in hea.read_text().splitlines()
+                " ".join([*(p := line.split())[:6], "77", *p[7:]]) if ".mat" in line else line
+                for line in hea.read_text().splitlines()
             )
             + "\n"
         )
@@ -218,7 +218,7 @@ def test_checksums_nobody_took_are_not_held_against_a_record(tmp_path):
     challenge(tmp_path, "E00001", 500, 10, ["#Dx: 427084000"])
     hea = tmp_path / "E00001.hea"
     zeroed = "\n".join(
-        " ".join([*(p := l.split())[:6], "0", *p[7:]]) if ".mat" in l else l for l in hea.read_text().splitlines()
+        " ".join([*(p := line.split())[:6], "0", *p[7:]]) if ".mat" in line else line for line in hea.read_text().splitlines()
     )
     hea.write_text(zeroed + "\n")
     assert load_cohort("cinc", tmp_path).signal("E00001")[1].all()
@@ -229,7 +229,7 @@ def test_headers_without_checksums_do_not_stop_a_cohort(tmp_path):
     for name in ("E00001", "E00002"): challenge(tmp_path, name, 500, 10, ["#Dx: 427084000"])
     hea = tmp_path / "E00001.hea"
     hea.write_text(
-        "\n".join(" ".join(l.split()[:3]) if ".mat" in l else l for l in hea.read_text().splitlines()) + "\n"
+        "\n".join(" ".join(line.split()[:3]) if ".mat" in line else line for line in hea.read_text().splitlines()) + "\n"
     )
     (tmp_path / "._E00002.hea").write_bytes(b"\x00\x05\x16\x07Mac OS X")  # what an archive packed on a Mac leaves
     c = load_cohort("cinc", tmp_path)
@@ -261,7 +261,7 @@ def test_cinc_reports_spell_out_what_the_challenges_never_listed(tmp_path):
 
 def test_header_of_the_last_release_and_a_record_that_lost_its_letter(tmp_path):
     "Format `16x1+24`, a unit in small letters, leads in capitals, Windows line ends; S23074.hea names JS23074.mat."
-    upper = [l.upper() for l in LEADS]
+    upper = [lead.upper() for lead in LEADS]
     folder = tmp_path / "training" / "ningbo" / "g13"
     truth = challenge(
         folder, "JS23074", 500, 10, ["# Age: 61", "# Sex: Male", "# Dx: 426177001"], leads=upper, unit="mv"
@@ -379,7 +379,7 @@ def ptb_record(root: Path, patient: str, name: str, reason: str, seed=0, seconds
     d = np.rint(heart(seconds, 1000, 15, seed) * 2000).astype("<i2")
     d[:12].T.tofile(folder / f"{name}.dat")
     d[12:].T.tofile(folder / f"{name}.xyz")
-    names = [l.lower() for l in LEADS] + ["vx", "vy", "vz"]
+    names = [lead.lower() for lead in LEADS] + ["vx", "vy", "vz"]
     lines = [f"{name} 15 1000 {d.shape[1]}"] + [
         f"{name}.{'dat' if i < 12 else 'xyz'} 16 2000 16 0 {r[0]} {r.sum(dtype=np.int64).astype(np.int16)} 0 {c}"
         for i, (r, c) in enumerate(zip(d, names))
@@ -498,7 +498,7 @@ def test_dataset_chapman_as_first_released(tmp_path):
         "\ufeffFileName,Rhythm,Beat,PatientAge,Gender,VentricularRate\r\nMUSE_1,AFIB,RBBB "
         "TWC,85,MALE,117\r\nMUSE_2,AF,NONE,20,FEMALE,67\r\nMUSE_3,SB,LFBBB,66,,53\r\n".encode()
     )
-    mv, turned = heart(10, 500), [l.upper() for l in reversed(LEADS)]
+    mv, turned = heart(10, 500), [lead.upper() for lead in reversed(LEADS)]
     pd.DataFrame(mv.T[:, ::-1] * 1000, columns=turned).to_csv(tmp_path / "ECGData" / "MUSE_1.csv", index=False)
     pd.DataFrame(mv.T * 1000).to_csv(tmp_path / "ECGData" / "MUSE_2.csv", index=False, header=False)
     c = load_cohort("chapman", tmp_path)
@@ -534,7 +534,7 @@ def test_dataset_ludb_is_complete(samples):
     for rid in c.table.index[::40]:
         rec = wfdb.rdrecord(str(c.root / c.table.path[rid]))
         x, mask = c.signal(rid)
-        assert mask.all() and rec.sig_name == [l.lower() for l in LEADS] and np.allclose(x, rec.p_signal.T, atol=1e-6)
+        assert mask.all() and rec.sig_name == [lead.lower() for lead in LEADS] and np.allclose(x, rec.p_signal.T, atol=1e-6)
     assert {c.labels.loc["1", "SBRAD"], c.labels.loc["1", "LVH"], c.labels.loc["1", "LAD"]} == {1} and c.labels.loc[
         "4", "IRBBB"
     ] == 1
@@ -633,7 +633,7 @@ def test_dataset_leipzig_labels_come_from_the_annotations(leipzig):
         and L.loc["x007@29310", "SVT"] == 1
     )
     assert np.isnan(L.loc["x007@29310", "AVB1"]) and L.loc["x100@0", "RBBB"] == 1 and L.loc["x100@9770", "PVC"] == 0
-    assert L[[l for l in LABELS if l not in LEIPZIG_LABELS]].isna().all().all()
+    assert L[[label for label in LABELS if label not in LEIPZIG_LABELS]].isna().all().all()
 
 
 def test_dataset_leipzig_a_header_of_hours_reserves_nothing(leipzig, tmp_path):

@@ -151,7 +151,7 @@ NAMES = {"prefix": "ECG {}", "German": "EKG {}", "underscore": "ECG_{}", "Lead":
 
 @pytest.mark.parametrize("style", NAMES)
 def test_one_heart_under_any_names(tmp_path, heart, style):
-    agrees(write(tmp_path, heart, names=[NAMES[style].format(l) for l in LEADS]), heart)
+    agrees(write(tmp_path, heart, names=[NAMES[style].format(lead) for lead in LEADS]), heart)
 
 
 def test_a_raised_letter_is_another_lead():
@@ -201,7 +201,7 @@ def segments(folder, heart, first=None, second=None, layout=None, total=None, le
     write(folder, heart[:, 2000:] if "uv" not in (second or {}) else second.pop("uv"), "rb", **(second or {}))
     parts = [("ra", lengths[0]), ("rb", lengths[1])]
     if layout:
-        (folder / "rl.hea").write_text("rl 12 500 0\n" + "".join(f"~ 0 {layout} 16 0 0 0 0 {l}\n" for l in LEADS))
+        (folder / "rl.hea").write_text("rl 12 500 0\n" + "".join(f"~ 0 {layout} 16 0 0 0 0 {lead}\n" for lead in LEADS))
         parts.insert(0, ("rl", 0))
     head = f"r/{len(parts)} 12 500 {sum(lengths) if total is None else total}\n"
     (folder / "r.hea").write_text(head + "".join(f"{n} {k}\n" for n, k in parts))
@@ -211,7 +211,7 @@ def segments(folder, heart, first=None, second=None, layout=None, total=None, le
 SEGMENTS = {"alike": ({}, {}, None), "second in uV": ({}, {"gain": "1(0)/uV"}, None),
             "first in µV": ({"gain": "1(0)/µV"}, {}, None), "layout in mV": ({"gain": "1(0)/uV"}, {}, "1000(0)/mV"),
             "layout in uV": ({}, {"gain": "1(0)/uV"}, "1(0)/uV"),
-            "other spelling": ({}, {"names": [l.lower() for l in LEADS]}, None)}
+            "other spelling": ({}, {"names": [lead.lower() for lead in LEADS]}, None)}
 
 
 @pytest.mark.parametrize("case", SEGMENTS)
@@ -224,7 +224,7 @@ def test_leads_are_put_together_by_name(tmp_path, heart):
     backwards = {"uv": heart[::-1, 2000:], "names": LEADS[::-1]}
     agrees(segments(tmp_path, heart, {}, backwards), heart)
     uv = heart[:, 2000:] * np.where(np.array(LEADS) == "aVR", -1, 1)[:, None]
-    agrees(segments(tmp_path, heart, {}, {"uv": uv, "names": [l.replace("aVR", "-aVR") for l in LEADS]}), heart)
+    agrees(segments(tmp_path, heart, {}, {"uv": uv, "names": [lead.replace("aVR", "-aVR") for lead in LEADS]}), heart)
 
 
 def test_a_gap_between_segments_is_missing(tmp_path, heart):
@@ -279,9 +279,9 @@ def test_a_file_longer_than_announced_needs_checksums(tmp_path, heart):
 
 def test_files_that_alternate_and_channels_without_a_file(tmp_path, heart):
     lines = ["r 12 500 4000"]
-    for i, l in enumerate(LEADS):
+    for i, lead in enumerate(LEADS):
         c = heart[i].astype(int)
-        lines.append(f"{'ab'[i % 2]}.dat 16 1000(0)/mV 16 0 {c[0]} {c.sum() % 65536} 0 {l}")
+        lines.append(f"{'ab'[i % 2]}.dat 16 1000(0)/mV 16 0 {c[0]} {c.sum() % 65536} 0 {lead}")
     lines[-1] = "~ 0 1000(0)/mV 16 0 0 0 0 V6"
     (tmp_path / "r.hea").write_text("\n".join(lines) + "\n")
     heart[0::2].T.astype("<i2").tofile(tmp_path / "a.dat")
@@ -530,12 +530,12 @@ def test_a_record_with_too_few_leads_is_refused(tmp_path, heart, model, nb, lead
     path = write(tmp_path, heart[:len(leads)], names=leads)
     found, out, err = nb("predict", path, "--model", model)
     assert found == code
-    if code: one_sentence(err, path, f"{len([l for l in leads if l in LEADS])} of the 12 leads", "fewer than 8")
+    if code: one_sentence(err, path, f"{len([lead for lead in leads if lead in LEADS])} of the 12 leads", "fewer than 8")
     else: assert ("Models are trained on twelve leads" in out) == (len(leads) < 12)
 
 
 def test_nine_leads_of_a_child_need_no_remark(tmp_path, heart, model, nb):
-    nine = [i for i, l in enumerate(LEADS) if l not in ("V2", "V4", "V6")]
+    nine = [i for i, lead in enumerate(LEADS) if lead not in ("V2", "V4", "V6")]
     _, out, _ = nb("predict", write(tmp_path, heart[nine], names=[LEADS[i] for i in nine]), "--model", model)
     assert "Models are trained" not in out and "missing:V2 V4 V6" in out
 
@@ -752,12 +752,18 @@ def test_ctrl_c_is_one_sentence(tmp_path, monkeypatch, nb, command):
 
 
 WORKER = """
-import sys
+import signal, time
 from functools import partial
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)   # a shell that runs tests in the background ignores it
     from peace_nb import cli, prepare
     from peace_nb.store import build
     build.build_store = prepare.build_store = partial(build.build_store, chunk=2)
+    tell = prepare._Teller.__call__
+    def slowly(self, *at):   # after each chunk, so that the build is not over before it is stopped
+        tell(self, *at)
+        time.sleep(0.5)
+    prepare._Teller.__call__ = slowly
     cli.main()
 """
 

@@ -186,8 +186,8 @@ def silent(hea, dat):
     dat.write_bytes(bytes(len(dat.read_bytes())))
     hea.write_text(
         "\n".join(
-            l if k == 0 else re.sub(r" -?\d+ -?\d+ (\d+ \S+)$", r" 0 0 \1", l)
-            for k, l in enumerate(hea.read_text().splitlines())
+            line if k == 0 else re.sub(r" -?\d+ -?\d+ (\d+ \S+)$", r" 0 0 \1", line)
+            for k, line in enumerate(hea.read_text().splitlines())
         )
     )
 

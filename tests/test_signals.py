@@ -47,7 +47,7 @@ def test_prepare_always_gives_finite_leads_of_the_right_length(fs, seconds, out,
     spec = SignalSpec(fs=out)
     y, mask, flags = prepare_flagged(x, LEADS, fs, spec)
     assert y.shape == (12, spec.n) and y.dtype == np.float32 and np.isfinite(y).all() and not y[~mask].any()
-    assert set(flags.get("empty", [])) == {l for l, m in zip(LEADS, mask) if not m}
+    assert set(flags.get("empty", [])) == {lead for lead, m in zip(LEADS, mask) if not m}
 
 
 def test_the_same_heart_at_any_rate_gives_the_same_array():

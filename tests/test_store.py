@@ -30,7 +30,7 @@ def write_ptbxl(root: Path, n: int, seconds=10):
     for i in range(1, n + 1):
         d = np.rint(rng.normal(0, 300, (500 * seconds, 12))).astype("int16")
         wfdb.wrsamp(
-            f"{i:05d}_hr", fs=500, units=["mV"] * 12, sig_name=[l.upper() for l in LEADS], d_signal=d, fmt=["16"] * 12,
+            f"{i:05d}_hr", fs=500, units=["mV"] * 12, sig_name=[lead.upper() for lead in LEADS], d_signal=d, fmt=["16"] * 12,
             adc_gain=[1000.0] * 12, baseline=[0] * 12, write_dir=str(home)
         )
     pd.DataFrame(

@@ -410,7 +410,8 @@ def test_a_layer_that_must_not_be_forked_withdraws(tmp_path):
 # How a build ends
 
 LAUNCH = """
-import json, subprocess, sys, time
+import json, signal, subprocess, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)   # a shell that runs tests in the background ignores it
 from peace_nb.pipeline.warm import warm_server
 given = json.loads(sys.argv[1])
 with warm_server(given["env"], layers=given["layers"], command="warm_step", log=given["log"]) as env:

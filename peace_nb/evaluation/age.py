@@ -102,7 +102,7 @@ def shared_labels(
     own = table[(table["label"] != "macro") & table["scored"].astype(bool)]
     votes = own.groupby("level", observed=True)["label"].agg(set)
     votes = [v for v in votes if len(v) >= least]
-    return tuple(l for l in dict.fromkeys(own["label"]) if votes and all(l in v for v in votes))
+    return tuple(label for label in dict.fromkeys(own["label"]) if votes and all(label in v for v in votes))
 
 def unscored_labels(table: pd.DataFrame) -> pd.Series:  # level → text
     "Labels that a group could not score, by name"

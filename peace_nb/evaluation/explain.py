@@ -304,7 +304,7 @@ def window_shares(
         }
     )
     if leads and m.shape[1] > 1:
-        at = [LEADS.index(l) for l in leads]
+        at = [LEADS.index(lead) for lead in leads]
         recorded = np.ones(m.shape[:2], bool) if mask is None else np.asarray(mask) > 0
         out["lead_share"], out["lead_base"] = (
             (m[:, at] * known[:, None]).sum((1, 2)) / np.where(whole > 0, whole, 1),
@@ -449,7 +449,7 @@ def draw_attribution(
      "shaded; below, a rhythm lead over the whole record, on which these seconds are marked, "
      "and a strip a map.")
     here, x = np.ones(12, bool) if mask is None else np.asarray(mask) > 0, np.asarray(signal, float)
-    if not here[LEADS.index(rhythm)]: rhythm = next((l for l, h in zip(LEADS, here) if h), rhythm)
+    if not here[LEADS.index(rhythm)]: rhythm = next((lead for lead, h in zip(LEADS, here) if h), rhythm)
     gain = 1.0 if (np.abs(x) > 1.5).mean(-1).max() < 0.004 else 0.5
     shades, each, tall = {name: shading(m, fs) for name, m in maps.items()}, 10.0 / 6, 2.6
     first, n = round(start * fs), int(each * fs) - max(2, int(0.06 * fs))

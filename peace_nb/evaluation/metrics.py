@@ -158,7 +158,7 @@ def weighted_decisions(
     who: np.ndarray,           # (n,) the patient of each record
 ) -> tuple[np.ndarray, np.ndarray]:  # balanced accuracy (R, K), F1 (R, K)
     "Balanced accuracy and F1 at given thresholds, for each weighting and label. Raises `PeaceError` for a label without a threshold"
-    missing = [l for l in p.labels if l not in thresholds.index]
+    missing = [label for label in p.labels if label not in thresholds.index]
     if missing: raise PeaceError(f"there is no threshold for label {missing[0]!r}.")
     def counts(which):
         return weights.T @ np.stack([np.bincount(who, which[:, k], len(weights)) for k in range(which.shape[1])], 1)

@@ -55,7 +55,7 @@ class Cell:
 
 def _aligned(p: Panel, labels: tuple) -> Panel:
     "Records in the order of their ids, labels in a given order"
-    rows, cols = p.records.argsort(), [p.labels.index(l) for l in labels]
+    rows, cols = p.records.argsort(), [p.labels.index(label) for label in labels]
     return Panel(
         p.records[rows], p.patients[rows].astype(str), tuple(labels), p.score[rows][:, cols], p.truth[rows][:, cols]
     )
@@ -106,9 +106,9 @@ def make_cell(
     if not frames: raise PeaceError(f"there are no test predictions of {method} at {setting}.")
     panels = [panel(f) for f in frames.values()]
     counts = scorable(panels[0])
-    use = tuple(l for l in sorted(counts.index[counts["scored"]]) if labels is None or l in labels)
+    use = tuple(label for label in sorted(counts.index[counts["scored"]]) if labels is None or label in labels)
     if not use: raise PeaceError(f"no label of {method} at {setting} has both classes in the test records.")
-    missing = [l for q in panels for l in use if l not in q.labels]
+    missing = [label for q in panels for label in use if label not in q.labels]
     if missing: raise PeaceError(f"a seed of {method} at {setting} has no predictions for {missing[0]!r}.")
     panels = [_aligned(q, use) for q in panels]
     if len({_identity(q) for q in panels}) > 1:
@@ -192,9 +192,9 @@ def delong_labels(
     "DeLong's paired test for each label that can be scored, and for their macro mean"
     panels = [[panel(f) for f in frames.values()] for frames in (a, b)]
     counts = scorable(panels[0][0])
-    labels = [l for l in counts.index if counts.loc[l, "scored"]]
+    labels = [label for label in counts.index if counts.loc[label, "scored"]]
     rows = []
-    for use in [[l] for l in labels] + [labels]:
+    for use in [[label] for label in labels] + [labels]:
         x, y = (make_cell(frames, n_boot=2, labels=use) for frames in (a, b))
         r = paired_difference(x, y)
         parts = x.parts.mean(0) - y.parts.mean(0)
@@ -215,7 +215,7 @@ def adult_child_gap(
 ) -> dict:             # auroc_adult, auroc_child, gap, lo, hi, labels (number shared), seeds; NaN where no label is shared
     "Macro AUROC on adults less that on children, over shared labels, with an interval over both groups of patients"
     scored = [scorable(panel(next(iter(frames.values()))))["scored"] for frames in (adult, child)]
-    shared = [l for l in scored[0].index[scored[0]] if scored[1].get(l, False)]
+    shared = [label for label in scored[0].index[scored[0]] if scored[1].get(label, False)]
     if not shared:
         return dict(auroc_adult=np.nan, auroc_child=np.nan, gap=np.nan, lo=np.nan, hi=np.nan, labels=0, seeds=0)
     a, c = (

@@ -94,7 +94,7 @@ class Draft:
 def _read_journal(path: Path) -> list[Draft]:
     "All drafts of a journal. A torn last line (a full disk, a half copy) is skipped with a warning; an error elsewhere is a `PeaceError`."
     lines = (
-        [l for l in path.read_text(encoding="utf-8", errors="replace").split("\n") if l.strip()]
+        [line for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if line.strip()]
         if path.is_file()
         else []
     )

@@ -213,7 +213,7 @@ class Rules(nn.Module):
         mv: float | None = None,  # millivolts of one unit of the input
     ):
         super().__init__()
-        unknown = [l for l in labels if l not in LABELS]
+        unknown = [label for label in labels if label not in LABELS]
         if unknown: raise PeaceError(f"Rules have no criteria for {', '.join(unknown)}.")
         for what, value in (("fs", fs), ("mv", mv)):
             if value is not None and not (np.isfinite(value) and value > 0):

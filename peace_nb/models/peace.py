@@ -171,9 +171,9 @@ def label_positions(
     want: tuple,  # the labels asked for
 ) -> list:  # positions in `have`
     "Where each wanted label stands; a `PeaceError` names the ones that are missing."
-    missing = [l for l in want if l not in have]
+    missing = [label for label in want if label not in have]
     if missing: raise PeaceError(f"The model has no label {', '.join(missing)}; it has {', '.join(have)}.")
-    return [list(have).index(l) for l in want]
+    return [list(have).index(label) for label in want]
 
 # %% ../../nbs/models/07_peace.ipynb #7828f6b0
 @patch

@@ -18,7 +18,7 @@ def _layout(n: int, rhythm: str | None):
     "Which samples of which lead stand where: rows of pmecg segments."
     from pmecg import LeadSegment
     edges = np.linspace(0, n, len(SHEET[0]) + 1).astype(int)
-    rows = [[LeadSegment(l, int(a), int(b)) for l, a, b in zip(row, edges, edges[1:])] for row in SHEET]
+    rows = [[LeadSegment(lead, int(a), int(b)) for lead, a, b in zip(row, edges, edges[1:])] for row in SHEET]
     return rows + ([LeadSegment(rhythm, 0, n)] if rhythm else [])
 
 # %% ../../nbs/signals/02_plots.ipynb #594bcc2d
@@ -53,12 +53,12 @@ def plot_ecg(
             f"plot_ecg needs rows for {', '.join(LEADS)}; it was given {x.shape[0]} rows named {', '.join(leads)}"
         )
     here = dict(zip(leads, _recorded(x, mask)))
-    x[[not here[l] for l in leads]] = np.nan
+    x[[not here[lead] for lead in leads]] = np.nan
     gain = gain or _auto_gain(x)
     x = np.clip(x, -45 / gain, 45 / gain)
     if rhythm is not None and rhythm not in here:
         raise PeaceError(f"there is no lead {rhythm!r} for the strip; choose one of {', '.join(leads)}.")
-    if rhythm is not None and not here[rhythm]: rhythm = next((l for l in leads if here[l]), None)
+    if rhythm is not None and not here[rhythm]: rhythm = next((lead for lead in leads if here[lead]), None)
     paper = ECGPlotter(speed=speed, voltage=gain, line_width=0.7, row_distance=30 / gain)
     fig = paper.plot((x.T, list(leads)), configuration=_layout(x.shape[1], rhythm), sampling_frequency=fs, show=False)
     return _finish_sheet(fig, here, title, findings, f"{speed:g} mm/s   {gain:g} mm/mV   {fs:g} Hz")

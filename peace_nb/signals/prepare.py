@@ -81,7 +81,7 @@ def select_leads(
     if twice: raise RecordError(f"lead {', '.join(twice)} is named more than once", "lead names")
     mask = np.array([lead in names for lead in leads])
     out = np.zeros((*signal.shape[:-2], len(leads), signal.shape[-1]), np.float32)
-    out[..., mask, :] = signal[..., [names.index(l) for l in leads if l in names], :]
+    out[..., mask, :] = signal[..., [names.index(lead) for lead in leads if lead in names], :]
     for name, flip in zip(names, flipped):
         if flip: out[..., leads.index(name), :] *= -1
     return out, mask
@@ -209,7 +209,7 @@ def judge(share: np.ndarray, high: np.ndarray, low: np.ndarray, mask: np.ndarray
     flat = mask & ~empty & ~(high - low > FLAT_MV)
     found = {"missing": ~mask, "empty": empty, "nan": mask & ~empty & (share > 0), "flat": flat,
              "rail": mask & (share < 1) & (np.maximum(high, -low) >= RAIL_MV)}
-    return {k: [l for l, v in zip(leads, m) if v] for k, m in found.items() if m.any()}, mask & ~empty & ~flat
+    return {k: [lead for lead, v in zip(leads, m) if v] for k, m in found.items() if m.any()}, mask & ~empty & ~flat
 
 # %% ../../nbs/signals/01_prepare.ipynb #523aad97
 def short_text(

@@ -31,7 +31,7 @@ def spectra(
     seconds: float = 10.0, # window compared: a shorter record is padded with zeros
 ): # (B, 5, F) complex64: Fourier coefficients of each telling lead, of unit length, zero where absent
     "What is compared of two recordings. Two of them agree as far as the real part of their product is 1."
-    rows, n = [list(leads).index(l) for l in TELLING], round(seconds * fs)
+    rows, n = [list(leads).index(lead) for lead in TELLING], round(seconds * fs)
     low, high = (round(f * seconds) for f in BAND)
     f = np.fft.rfft(np.asarray(x, np.float32)[:, rows, :n], n=n, axis=-1)[..., low:high].astype(np.complex64)
     f *= np.asarray(mask, bool)[:, rows, None]

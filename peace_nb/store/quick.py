@@ -20,7 +20,7 @@ from peace_nb.signals.prepare import (
 def _lanes_of(names: tuple, units: tuple, leads: tuple):
     "(channel of each lead that is there, its place among `leads`, millivolts per unit of each channel); None where names or units are out of the ordinary."
     found, scale = [canonical_lead(n) for n in names], [TO_MV.get(u.strip().lower()) for u in units]
-    there = [i for i, l in enumerate(leads) if l in found]
+    there = [i for i, lead in enumerate(leads) if lead in found]
     if None in scale or not there or len(leads) > LANES or any(found.count(leads[i]) > 1 for i in there): return None
     return np.array([found.index(leads[i]) for i in there]), np.array(there), np.array(scale)
 

@@ -31,7 +31,7 @@ class SignalStore:
     @cached_property
     def _frame(self) -> pd.DataFrame: return _rows_of(self.path / "table.parquet")
     @property
-    def _masks(self) -> list: return [f"mask_{l}" for l in self.spec.leads]
+    def _masks(self) -> list: return [f"mask_{lead}" for lead in self.spec.leads]
     @cached_property
     def table(self) -> pd.DataFrame: return self._frame.drop(columns=self._masks) # one row per record, index record_id
     @cached_property

@@ -145,7 +145,7 @@ def append(self: Writer, chunk: Chunk):
         self.f.write(raw)
         self.f.flush()
     stem = self.parts / f"{self.done:07d}"
-    masks = pd.DataFrame(chunk.mask, columns=[f"mask_{l}" for l in self.spec.leads], index=chunk.table.index)
+    masks = pd.DataFrame(chunk.mask, columns=[f"mask_{lead}" for lead in self.spec.leads], index=chunk.table.index)
     _write_frame(chunk.table.join(masks), stem.with_suffix(".table"))
     _write_frame(chunk.labels, stem.with_suffix(".labels"))
     digest = [hashlib.sha256(frame_bytes(f)).hexdigest() for f in (chunk.table, masks, chunk.labels)]

@@ -174,7 +174,7 @@ def check_labels(
     "`PeaceError` when two label spaces differ, naming missing and extra labels"
     have, want = tuple(have), tuple(want)
     if have == want: return
-    missing, extra = [l for l in want if l not in have], [l for l in have if l not in want]
+    missing, extra = [label for label in want if label not in have], [label for label in have if label not in want]
     parts = [f"{what} {', '.join(which)}" for what, which in (("lacks", missing), ("adds", extra)) if which]
     raise PeaceError(
         f"{source} is of another label space: it {' and '.join(parts) or 'has the same labels in another order'}."
@@ -261,7 +261,7 @@ def predict_store(
     shown = tuple(labels or model.labels)
     if set(shown) - set(model.labels):
         raise PeaceError(f"the model has no label {', '.join(sorted(set(shown) - set(model.labels)))}.")
-    rows, columns = np.arange(len(store)) if rows is None else np.asarray(rows), [model.labels.index(l) for l in shown]
+    rows, columns = np.arange(len(store)) if rows is None else np.asarray(rows), [model.labels.index(label) for label in shown]
     scores = expit(predict_logits(model.method, StoreDataset(store, rows, model.normaliser), batch_size))[:, columns]
     truth = store.labels.reindex(columns=list(shown)).to_numpy("float64")[rows]
     ids, patients = store.table.index.to_numpy()[rows], store.table["patient_id"].to_numpy()[rows]

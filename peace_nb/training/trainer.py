@@ -337,7 +337,7 @@ def validate(self: Run, epoch: int) -> float:
         raise PeaceError(
             f"{self.method.name}: no label has both classes in the validation split, so no checkpoint can be chosen."
         )
-    self.ignored = [l for l, v in zip(self.method.labels, each) if np.isnan(v)]
+    self.ignored = [label for label, v in zip(self.method.labels, each) if np.isnan(v)]
     bce = np.nanmean(np.maximum(scores, 0) - scores * truth + np.log1p(np.exp(-np.abs(scores))))
     row = dict(epoch=epoch, step=self.step, auroc=score, bce=float(bce), labels=int(np.isfinite(each).sum()))
     if self.main: append_row(self.out / "val.csv", row)
