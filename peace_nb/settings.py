@@ -99,7 +99,8 @@ def _parse(text:str, kind, where:str):
 
 # %% ../nbs/01_settings.ipynb #2d5fa1cd
 CHOICES = {"lsbc_weighting": {"plain", "count"}, "precision": {"no", "auto", "fp16", "bf16"},
-           "encoder": {"tiny", "small", "base", "paper"}, "clinical_encoder": {"tiny", "small", "base", "paper"}, "child_filter": {"none", "twelve-leads", "paper"}}
+           "encoder": {"tiny", "small", "base", "paper"},
+           "clinical_encoder": {"tiny", "small", "base", "paper"}, "child_filter": {"none", "twelve-leads", "paper"}}
 _RUN = r"[\w.-]+(@[\w.-]+)?(\+[\w-]+)?"   # name[@encoder][+variant]
 _MANY, _TINY = 1e9, 1e-9
 RANGES = {
