@@ -2890,6 +2890,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                     'peace_nb/training/clinical_stages.py'),
                                                    'peace_nb.training.clinical_stages.calibration_error': ( 'training/clinical_stages.html#calibration_error',
                                                                                                             'peace_nb/training/clinical_stages.py'),
+                                                   'peace_nb.training.clinical_stages.choose_reader': ( 'training/clinical_stages.html#choose_reader',
+                                                                                                        'peace_nb/training/clinical_stages.py'),
                                                    'peace_nb.training.clinical_stages.embeddings': ( 'training/clinical_stages.html#embeddings',
                                                                                                      'peace_nb/training/clinical_stages.py'),
                                                    'peace_nb.training.clinical_stages.fit_reader': ( 'training/clinical_stages.html#fit_reader',

@@ -212,7 +212,8 @@ def test_memory_does_not_grow_with_the_table(tmp_path):
 
 def test_bisection_is_what_a_loop_finds():
     rng = np.random.default_rng(0)
-    ecgs = pd.DataFrame({"subject_id": rng.integers(0, 20, 50), "ecg_time": np.datetime64("2110-01-01") + rng.integers(0, 5 * 86400, 50).astype("timedelta64[s]")})
+    when = np.datetime64("2110-01-01") + rng.integers(0, 5 * 86400, 50).astype("timedelta64[s]")
+    ecgs = pd.DataFrame({"subject_id": rng.integers(0, 20, 50), "ecg_time": when})
     subject, seconds = rng.integers(0, 25, 200), rng.integers(0, 5 * 86400, 200) + int(pd.Timestamp("2110-01-01").timestamp())
     times, reach = EcgTimes(ecgs), Reach(300, 60)
     keep = np.flatnonzero(times.known(subject))
@@ -221,3 +222,65 @@ def test_bisection_is_what_a_loop_finds():
     slow = {(i, j) for i in range(200) for j in range(50)
             if subject[i] == ecgs["subject_id"][j] and -300 * 60 <= seconds[i] - at[j] <= 3600}
     assert set(zip(keep[row_].tolist(), ecg.tolist())) == slow
+
+
+READ = """
+import sys
+for name in ("matrix", "tables", "values"): sys.modules[f"peace_nb.clinical.{name}"] = None      # not to be imported
+import numpy as np
+from peace_nb.training.clinical_stages import load_clinical_model, read_ecgs
+model, x = load_clinical_model(sys.argv[1]), np.load(sys.argv[2])
+np.save(sys.argv[3], np.concatenate(read_ecgs(model, x, np.ones(x.shape[:2], bool)), 1))
+"""
+
+
+def test_an_ecg_is_read_without_any_table(tmp_path):
+    "A network that learned with a table gives the same bits where tables cannot even be imported."
+    from peace_nb.clinical.joint import EcgNet, JointNet
+    from peace_nb.signals.prepare import Normaliser, SignalSpec
+    from peace_nb.training.clinical_stages import (ClinicalModel, calibrate, fit_reader, load_clinical_model, read_ecgs,
+        save_clinical_model, take_encoder)
+    import torch
+    torch.manual_seed(0)
+    rng, spec = np.random.default_rng(0), SignalSpec(fs=100)
+    x = rng.normal(0, .2, (16, 12, spec.n)).astype(np.float32)
+    joint = JointNet("VICReg", 6, (0, 1))
+    batch = dict(signals=torch.from_numpy(x), mask=torch.ones(16, 12), table=torch.randn(16, 6))
+    optimiser = torch.optim.SGD(joint.parameters(), .01)
+    before = joint.encoder.stem.conv.weight.detach().clone()
+    joint.loss(batch, 0)["total"].backward()
+    optimiser.step()
+    assert not torch.equal(before, joint.encoder.stem.conv.weight)
+    net = take_encoder(EcgNet(("I50", "N18")), joint).eval()
+    h, truth = rng.normal(size=(60, net.encoder.d)), (rng.random((60, 2)) < .5).astype(float)
+    reader = calibrate(fit_reader(h, truth, ("potassium high", "sodium low")), h, truth)
+    blank = Normaliser(np.zeros(12, np.float32), np.ones(12, np.float32))
+    folder = save_clinical_model(tmp_path / "model", ClinicalModel(net, reader, spec, blank, pd.DataFrame({"target": reader.targets})))
+    np.save(tmp_path / "x.npy", x)
+    ran = subprocess.run([sys.executable, "-c", READ, str(folder), str(tmp_path / "x.npy"), str(tmp_path / "y.npy")],
+                         cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    here = np.concatenate(read_ecgs(load_clinical_model(folder), x, np.ones(x.shape[:2], bool)), 1)
+    assert np.array_equal(np.load(tmp_path / "y.npy"), here)
+
+
+def test_the_same_seed_trains_to_the_same_bytes(tmp_path):
+    from peace_nb.clinical.joint import JointNet
+    from peace_nb.signals.prepare import Normaliser, SignalSpec
+    from peace_nb.simulation.simulator import simulate_blocks
+    from peace_nb.store.store import SignalStore
+    from peace_nb.training.checkpoint import read_tensors, tensor_hash
+    from peace_nb.training.clinical_stages import ClinicalDataset
+    from peace_nb.training.trainer import TrainConfig, train
+    spec = SignalSpec(fs=100)
+    store = SignalStore.create(tmp_path / "store", spec, simulate_blocks(60, spec, seed=1), total=60)
+    rng = np.random.default_rng(0)
+    table, targets = rng.normal(size=(60, 6)), np.where(rng.random((60, 2)) < .5, 1.0, np.nan)
+    labels = pd.DataFrame({"I50": rng.random(60) < .5}).astype(float)
+    data = ClinicalDataset(store, np.arange(60), Normaliser.fit([store.batch(np.arange(60))]), labels, table, targets)
+    for how in ("VICReg", "SIGReg"):
+        hashes = set()
+        for k in range(2):
+            train(JointNet(how, 6, (0, 1)), data, None, TrainConfig(epochs=1, batch_size=20), tmp_path / how / str(k), progress=False)
+            hashes.add(tensor_hash(read_tensors(tmp_path / how / str(k) / "best.safetensors")[0]))
+        assert len(hashes) == 1

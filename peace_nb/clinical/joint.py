@@ -184,7 +184,9 @@ class FusedNet(nn.Module):
 def projector(d: int, out: int, layers: int = 3) -> nn.Sequential:
     "Linear layers with normalisation between; one layer is a linear projection."
     parts = []
-    for _ in range(layers - 1): parts += [nn.Linear(d, out), nn.BatchNorm1d(out), nn.ReLU()]; d = out
+    for _ in range(layers - 1):
+        parts += [nn.Linear(d, out), nn.BatchNorm1d(out), nn.ReLU()]
+        d = out
     return nn.Sequential(*parts, nn.Linear(d, out))
 
 class JointNet(nn.Module):

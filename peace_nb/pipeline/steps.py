@@ -429,7 +429,7 @@ CLINICAL_STEPS = [
     ),
     clinical_step(
         "table-7", "table_07_claims", *tables(7, "claims"), kernel="light", settings=CLINICAL,
-        inputs=("tables/table_2_diagnosis.csv", "tables/table_4_gap.csv", "tables/table_3_macro.csv", "tables/table_5_causal.csv"),
+        inputs=("tables/table_4_gap.csv", "tables/table_3_macro.csv", "tables/table_5_causal.csv", clinical_networks("proposal")),
         shows="the paper's claims, what came out, and the verdict"
     ),
     clinical_step("figure-1", "figure_01_stages", *figure("figure_1_stages"), kernel="light", shows="the three stages: what is trained, what is thrown away"),

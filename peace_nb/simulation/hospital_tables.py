@@ -162,7 +162,7 @@ def _vital_rows(rng, stays, values, rate, subjects, stay_ids) -> pd.DataFrame:
     for k in range(2):
         rows = np.flatnonzero(rng.random(len(stays)) < (.97 if k == 0 else .6))
         minutes = rng.uniform(2, 20, len(rows)) + k * rng.uniform(60, 180, len(rows))
-        def near(name, error, digits=0):
+        def near(name, error, digits=0, rows=rows):
             return np.round(values[name].to_numpy()[rows] + error * rng.normal(size=len(rows)), digits)
         parts.append(pd.DataFrame({
             "subject_id": subjects[rows], "stay_id": stay_ids[rows],
