@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MARGIN', 'STRETCH', 'FLAT', 'RhythmSpec', 'read_stretch', 'prepare_stretch', 'RhythmStore', 'prepare_rhythms']
 
-# %% ../../nbs/rhythms/03_preparation.ipynb #ec6a1b67
+# %% ../../nbs/rhythms/03_preparation.ipynb #ea2bf73b
 import hashlib, json, shutil
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -21,7 +21,7 @@ import wfdb
 from scipy.signal import butter, iirnotch, resample_poly, sosfiltfilt, tf2sos
 
 from ..files import write_json
-from .segments import CATHETERS, CHANNELS, WindowRule, all_windows, channel_rows
+from .segments import CATHETERS, CHANNELS, WindowRule, all_windows, channel_rows, without_folder
 from ..settings import PeaceError
 from ..signals.prepare import LEADS
 
@@ -174,12 +174,12 @@ def prepare_rhythms(
     building.rename(folder)
     return RhythmStore(folder)
 
-# %% ../../nbs/rhythms/03_preparation.ipynb #dc2a7623
+# %% ../../nbs/rhythms/03_preparation.ipynb #b7e8d59c
 def _run(tasks, root, out, jobs):
     "The result of every task: (record, largest values) or (record, one sentence)."
     def done(call, record):
         try: return call()
-        except PeaceError as error: return record, str(error)
+        except PeaceError as error: return record, without_folder(error, root)
         except (ValueError, OSError) as error: return record, f"{record} cannot be read ({' '.join(str(error).split())})."
     if jobs == 1:
         for task in tasks: yield done(partial(_work, str(root), str(out), *task), task[0])

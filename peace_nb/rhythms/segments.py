@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['CLASSES', 'CLASS_OF', 'PACED', 'NO_BEAT', 'UNREADABLE', 'CATHETERS', 'CHANNELS', 'NOT_READ', 'rhythm_segments',
            'segment_classes', 'count_rhythms', 'Annotations', 'read_annotations', 'catheter_name', 'channel_rows',
-           'study_table', 'WindowRule', 'study_windows', 'all_windows']
+           'study_table', 'WindowRule', 'study_windows', 'without_folder', 'all_windows']
 
-# %% ../../nbs/rhythms/01_segments.ipynb #3cb8dcf9
-import re
+# %% ../../nbs/rhythms/01_segments.ipynb #df31e9c3
+import os, re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -169,7 +169,12 @@ def study_windows(
             else: rows.append({"start": int(start), "class": kind, "rhythm": segment.rhythm, "segment": k})
     return pd.DataFrame(rows, columns=["start", "class", "rhythm", "segment"]), left
 
-# %% ../../nbs/rhythms/01_segments.ipynb #d9422560
+# %% ../../nbs/rhythms/01_segments.ipynb #33b7cc4c
+def without_folder(error: Exception, root: Path) -> str:
+    "The sentence of an error, with files named as seen from the folder of the database."
+    return str(error).replace(f"{root}{os.sep}", "")
+
+# %% ../../nbs/rhythms/01_segments.ipynb #caca248f
 def all_windows(
     root: Path,            # folder of the database
     rule: WindowRule = WindowRule(),
@@ -186,7 +191,7 @@ def all_windows(
                 raise PeaceError(f"{record}: annotations go on after the end of the signals, which are cut short.")
             cut, left = study_windows(marks, study["fs"], study["samples"], rule)
         except PeaceError as error:
-            aside.append({"record": record, "what": str(error), "windows": 0})
+            aside.append({"record": record, "what": without_folder(error, root), "windows": 0})
             continue
         parts.append(cut.assign(record=record, patient_id=study["patient_id"], fs=study["fs"]))
         aside += [{"record": record, "what": what, "windows": n} for what, n in left.items()]
