@@ -4,8 +4,16 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# The same examples on every run; `--hypothesis-profile=long` (see tests/tools/long.py) draws others, and many more.
+_SLOW = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large]
+settings.register_profile("ci", deadline=None, derandomize=True, database=None, max_examples=40, print_blob=True,
+                          suppress_health_check=_SLOW)
+settings.register_profile("long", settings.get_profile("ci"), derandomize=False, max_examples=600)
+settings.load_profile("ci")
 
 
 def one_at_a_time() -> FileLock:

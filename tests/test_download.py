@@ -20,6 +20,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from typer.testing import CliRunner
 
 from peace_nb import cli
@@ -424,7 +425,7 @@ def test_some_records_only(server, tmp_path):
 def test_two_downloads_at_once_are_refused(server, tmp_path):
     call = ludb(server)
     (tmp_path / "l").mkdir()
-    with download._alone(tmp_path / "l"), pytest.raises(PeaceError, match="another download"):
+    with FileLock(tmp_path / "l" / ".download.lock"), pytest.raises(PeaceError, match="is in use by another process"):
         download.download(to=tmp_path / "l", **call)
 
 

@@ -14,7 +14,7 @@ from peace_nb.pipeline.steps import STEPS, sources, step_of
 
 # From below to above: a room may import from rooms above it in this list, never the other way.
 FLOORS = (
-    "settings files", "labels signals", "ages", "datasets models", "cohorts", "knowledge simulation", "store",
+    "settings files", "processes", "labels signals", "ages", "datasets models", "cohorts", "knowledge simulation", "store",
     "methods", "evaluation", "training rhythms", "pipeline", "prepare", "cli"
 )
 HEIGHT = {room: n for n, floor in enumerate(FLOORS) for room in floor.split()}

@@ -2,26 +2,43 @@
 import builtins
 import errno
 import io
+import json
 import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import wfdb
+from filelock import FileLock
 from scipy.io import savemat
 
+from peace_nb import cli
 from peace_nb.ages.bands import YEAR
 from peace_nb.cohorts.load import load_cohort
-from peace_nb.cohorts.records import read_record, read_window
+from peace_nb.cohorts.records import read_record, read_start, read_window, readable
 from peace_nb.cohorts.splits import split_by_fold
-from peace_nb.settings import PeaceError
+from peace_nb.datasets.download import check_space
+from peace_nb.files import naming, replacing
+from peace_nb.labels.space import LABELS
+from peace_nb.methods.registry import build_method
+from peace_nb.pipeline.build import build_paper
+from peace_nb.settings import PLACE, PeaceError, project_root
 from peace_nb.signals import kernels
-from peace_nb.signals.prepare import LEADS, SignalSpec, canonical_lead, prepare_flagged, select_leads
+from peace_nb.signals.prepare import (
+    LEADS, Normaliser, SignalSpec, canonical_lead, prepare_flagged, select_leads, short_text
+)
 from peace_nb.simulation.cohorts import write_simulated_cohort
+from peace_nb.store import writer
 from peace_nb.store.build import build_store
+from peace_nb.training.checkpoint import save_model
 
 FS, SECONDS = 500, 8
 
@@ -463,3 +480,315 @@ def test_every_format_as_wfdb_reads_it(tmp_path, heart, fmt):
     np.testing.assert_array_equal(x, wfdb.rdrecord(str(tmp_path / "w")).p_signal.T)
     assert fs == FS and names == list(LEADS[:3]) and np.isnan(x[1, 7]) and np.isnan(x).sum() == 1
     np.testing.assert_allclose(x.T, mv, atol=0.5 / gain + 1e-9)
+
+
+# What the command line says and does: faults of the user, of the system, and Ctrl-C
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    "A network that has learnt nothing: what is printed around its answer is what counts here."
+    folder = tmp_path_factory.mktemp("model")
+    blank = Normaliser(np.zeros(12, np.float32), np.ones(12, np.float32))
+    return save_model(folder, build_method("ECG-only", LABELS, encoder="tiny"), SignalSpec(fs=100), blank)
+
+
+@pytest.fixture(scope="module")
+def adults(tmp_path_factory) -> Path:
+    "PTB-XL's layout with one record cut, one gone, and one that has two leads alone."
+    root = tmp_path_factory.mktemp("adults") / "ptb-xl"
+    write_simulated_cohort("ptb-xl", root, 40, seed=3, damaged=0.)
+    cut, gone, two = sorted(root.glob("records500/*/*.hea"))[:3]
+    with open(cut.with_suffix(".dat"), "r+b") as f: f.truncate(100)
+    gone.with_suffix(".dat").unlink()
+    lines = two.read_text().splitlines()
+    flat = [re.sub(r"\S+$", f"x{i}", line) if i > 2 else line for i, line in enumerate(lines) if line[0] != "#"]
+    two.write_text("\n".join(flat) + "\n")
+    return root
+
+
+@pytest.fixture()
+def nb(monkeypatch, capsys):
+    "`peace-nb ARGS` in this process: (exit code, standard output, one line of the error stream)."
+    def call(*args):
+        monkeypatch.setattr("sys.argv", ["peace-nb", *map(str, args)])
+        with pytest.raises(SystemExit) as stop: cli.main()
+        out, err = capsys.readouterr()
+        return stop.value.code, out, err
+    return call
+
+
+def one_sentence(err: str, *words) -> str:
+    assert err.startswith("peace-nb: ") and len(err.strip().splitlines()) == 1, err
+    for word in words: assert str(word) in err, err
+    return err
+
+
+@pytest.mark.parametrize("leads, code", [(("MLII", "V5"), 2), (("I", "II"), 2), (LEADS[:6], 2),
+                                         (("I", "II", *LEADS[6:]), 0), (LEADS[:9], 0), (LEADS, 0)])
+def test_a_record_with_too_few_leads_is_refused(tmp_path, heart, model, nb, leads, code):
+    path = write(tmp_path, heart[:len(leads)], names=leads)
+    found, out, err = nb("predict", path, "--model", model)
+    assert found == code
+    if code: one_sentence(err, path, f"{len([l for l in leads if l in LEADS])} of the 12 leads", "fewer than 8")
+    else: assert ("Models are trained on twelve leads" in out) == (len(leads) < 12)
+
+
+def test_nine_leads_of_a_child_need_no_remark(tmp_path, heart, model, nb):
+    nine = [i for i, l in enumerate(LEADS) if l not in ("V2", "V4", "V6")]
+    _, out, _ = nb("predict", write(tmp_path, heart[nine], names=[LEADS[i] for i in nine]), "--model", model)
+    assert "Models are trained" not in out and "missing:V2 V4 V6" in out
+
+
+def test_what_was_not_read_is_said(tmp_path, heart, model, nb):
+    path = write(tmp_path, np.tile(heart, 2))
+    _, out, _ = nb("predict", path, "--model", model, "--age", 0.1)
+    assert "does not read the patient's age" in out and "Only the first 10 s are read" in out
+    _, out, _ = nb("predict", path, "--model", model, "--age", 0.1, "--json")
+    assert len(json.loads(out)["remarks"]) == 2
+    _, out, _ = nb("predict", path, "--model", model, "--age", 0.1, "--frame")
+    assert "does not read" not in out
+
+
+def test_the_answer_comes_before_the_picture(tmp_path, heart, model, nb):
+    call = ("predict", write(tmp_path, heart), "--model", model, "--plot")
+    code, out, err = nb(*call, tmp_path)
+    assert code == 2 and "no medical device" in out and one_sentence(err, tmp_path, "is a folder")
+    (tmp_path / "file").touch()
+    code, out, err = nb(*call, tmp_path / "file" / "ecg.png")
+    assert code == 2 and "no medical device" in out and one_sentence(err, tmp_path / "file", "cannot be read or written")
+    code, out, err = nb(*call, tmp_path / "ecg.gif")
+    assert code == 2 and not out and one_sentence(err, "ecg.gif must end in .png")
+    for name, start in (("ecg.pdf", b"%PDF"), ("ecg.svg", b"<?xml"), ("ecg.PNG", b"\x89PNG")):
+        assert nb(*call, tmp_path / name)[0] == 0 and (tmp_path / name).read_bytes().startswith(start)
+
+
+def test_ten_seconds_of_a_day(tmp_path, heart, model, nb):
+    samples = 26 * 3600 * FS
+    path = write(tmp_path, np.tile(heart, 4), length=samples, sums=False)
+    with open(f"{path}.dat", "r+b") as f: f.truncate(samples * 24)
+    with pytest.raises(PeaceError, match="samples a record may have"): read_record(path)
+    signal, _, fs, seconds = read_start(path, 12)
+    np.testing.assert_allclose(signal, np.tile(heart, 2)[:, :12 * FS + 1] / 1000, atol=1e-9)
+    assert seconds == 26 * 3600 and signal.shape[1] == 12 * FS + 1
+    code, out, _ = nb("predict", path, "--model", model)
+    assert code == 0 and "26.0 h" in out and "Only the first 10 s are read" in out
+    with open(f"{path}.dat", "r+b") as f: f.truncate(samples)
+    code, _, err = nb("predict", path, "--model", model)
+    assert code == 2 and one_sentence(err, "is truncated")
+
+
+def test_a_window_of_frames(tmp_path, heart):
+    path = write(tmp_path, heart, fs="125", frame=4)
+    signal, _, fs = read_window(path, 250, 500)
+    assert fs == FS
+    np.testing.assert_allclose(signal, heart[:, 1000:3000] / 1000, atol=1e-9)
+
+
+def test_evaluate_hides_nothing(adults, model, nb, tmp_path):
+    code, out, _ = nb("evaluate", "ptb-xl", "--root", adults.parent, "--model", model, "--bootstrap", 20, "--jobs", 1)
+    lines = out.splitlines()
+    assert code == 0 and "set_aside 2" in lines[0] and "NaN" not in out and "bacc" not in out
+    for words in ("set aside, truncated: 1 (first: ", "set aside, missing signal: 1 (first: ", "quality: missing 1",
+                  "not scored, for too few leads: 1", "positive patients only", "note: macro: mean of"):
+        assert words in out, words
+    code, out, _ = nb("evaluate", "ptb-xl", "--root", adults, "--model", model, "--bootstrap", 0, "--json", "--jobs", 1)
+    found = json.loads(out)
+    assert found["set_aside_kinds"] == {"truncated": 1, "missing signal": 1} and found["too_few_leads"] == 1
+    assert len(found["set_aside_records"]) == 2 and "is truncated" in found["set_aside_records"][0]["reason"]
+    assert not {"lo", "hi", "f1", "bacc"} & set(found["metrics"][0]) and found["quality"]["missing"] == 1
+    assert found["metrics"][0]["n"] <= found["records"] - 1
+    code, _, err = nb("evaluate", "ptb-xl", "--root", adults, "--model", model, "--bootstrap", -5)
+    assert code == 2 and "Traceback" not in err
+    with pytest.raises(PeaceError, match="bootstrap is -5"): cli.evaluate_cohort("ptb-xl", adults, model, -5)
+
+
+def test_evaluate_says_that_nothing_can_be_scored(adults, model, nb, monkeypatch):
+    from peace_nb.cohorts import load
+    whole = load.load_cohort
+
+    def alike(*args, **kwargs):
+        found = whole(*args, **kwargs)
+        found.labels[:] = 0.0
+        return found
+    monkeypatch.setattr(load, "load_cohort", alike)
+    code, out, _ = nb("evaluate", "ptb-xl", "--root", adults, "--model", model, "--jobs", 1)
+    assert code == 0 and "no label can be scored" in out and "Empty DataFrame" not in out
+
+
+FIRST = {"a split that is not there": (("--split", "nowhere.csv"), "nowhere.csv cannot be read or written: it does not"),
+         "a split without its columns": (("--split", "wrong.csv"), "wrong.csv has no column 'record_id'"),
+         "a split of others": (("--split", "other.csv"), "other.csv names no record of ptb-xl"),
+         "no checkpoint": (("--model", "nowhere"), "nowhere holds no model"),
+         "no store": (("--other", "nowhere"), "nowhere is not a signal store"),
+         "no checkout": ((), "--no-report prepares the store alone"),
+         "endless": (("--seconds", "inf"), "must be positive and finite"),
+         "no processes": (("--jobs", "0"), "--jobs")}
+
+
+@pytest.mark.parametrize("case", FIRST)
+def test_what_can_be_known_before_is_said_before(adults, tmp_path, monkeypatch, nb, case):
+    monkeypatch.chdir(tmp_path)
+    Path("wrong.csv").write_text("record,part\na,train\n")
+    Path("other.csv").write_text("record_id,split\na,train\n")
+    args, words = FIRST[case]
+    report = () if case == "no checkout" else ("--no-report",)
+    code, _, err = nb("prepare", "ptb-xl", "--root", adults, "--store", "stores", "--fs", 100, *report, *args)
+    assert code == 2 and words in err and not list(tmp_path.glob("stores/ptb-xl*"))
+    if case != "no processes": one_sentence(err, words)
+
+
+ROOTLESS = {"cinc": "or set PEACE_CINC_2021 or PEACE_CINC_2020", "sph": "sph is not among the data sets",
+            "ptb-xl": "or set PEACE_PTB_XL"}
+
+
+@pytest.mark.parametrize("name", ROOTLESS)
+def test_a_data_set_that_nobody_has_named(tmp_path, monkeypatch, nb, name):
+    for variable in [v for v in os.environ if v.startswith("PEACE_")]: monkeypatch.delenv(variable)
+    monkeypatch.chdir(tmp_path)
+    code, _, err = nb("prepare", name, "--store", "stores")
+    assert code == 2 and one_sentence(err, ROOTLESS[name])
+    monkeypatch.setenv("PEACE_CINC_2021", str(tmp_path))
+    if name == "cinc": assert cli._root_of("cinc", None) == tmp_path
+
+
+def test_wrong_words_in_the_commands_of_the_paper(nb, monkeypatch):
+    assert one_sentence(nb("run-step", "table-1", "nosuch")[2], "name=value")
+    assert one_sentence(nb("run-step", "table-1", "profile=demo")[2], "name=value")
+    assert one_sentence(nb("run-step", "nosuch")[2], "no step 'nosuch'")
+    code, _, err = nb("paper", "--cores", 0)
+    assert code == 2 and "Traceback" not in err
+    with pytest.raises(PeaceError, match="cores is 0"): build_paper("smoke", 0)
+    monkeypatch.setenv("PEACE_METHODS", "PEACE@nosuch")
+    assert one_sentence(nb("paper", "--profile", "smoke")[2], "'nosuch'", "resnet18")
+
+
+def test_the_checkout_is_found_from_a_build_folder_elsewhere(tmp_path, monkeypatch):
+    root = project_root()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PeaceError, match="No settings.ini"): project_root()
+    monkeypatch.setenv(PLACE, str(root))
+    assert project_root() == root
+
+
+def test_a_store_is_built_by_one_process_at_a_time(adults, tmp_path, nb):
+    place = tmp_path / "stores" / "ptb-xl"
+    code = f"import time; from peace_nb.processes import alone\nwith alone({str(place)!r}):\n print(1, flush=True)\n time.sleep(99)"
+    call = ("prepare", "ptb-xl", "--root", adults, "--store", place.parent, "--fs", 100, "--no-report", "--jobs", 1)
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        try:
+            assert one_sentence(nb(*call)[2], place, f"is in use by process {other.pid}")
+            with pytest.raises(PeaceError, match=f"process {other.pid}"):
+                build_store(load_cohort("ptb-xl", adults), SignalSpec(fs=100), place, progress=False)
+        finally: other.kill()
+    assert not place.exists()
+    cohort = load_cohort("ptb-xl", adults)
+    store = build_store(cohort, SignalSpec(fs=100), place, progress=False)
+    with FileLock(place.parent / ".ptb-xl.lock"):     # a finished store is read whatever others do
+        assert build_store(cohort, SignalSpec(fs=100), place).fingerprint == store.fingerprint
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO])
+@pytest.mark.parametrize("where", ["array", "table", "receipt"])
+def test_a_disk_that_fails_is_one_sentence_and_costs_nothing(adults, tmp_path, monkeypatch, nb, number, where):
+    "The third chunk cannot be written; afterwards the same call goes on, and the store is that of an undisturbed build."
+    cohort, spec = load_cohort("ptb-xl", adults), SignalSpec(fs=100)
+    whole = build_store(cohort, spec, tmp_path / "whole", progress=False, chunk=8)
+    real, left = writer.Writer.append, [2]
+
+    def append(self, chunk):
+        left[0] -= 1
+        if left[0] >= 0: return real(self, chunk)
+        target = {"array": self.file, "table": self.parts / "0000002.table", "receipt": self.parts / "0000002.json"}[where]
+        if where != "array":
+            with replacing(target): raise OSError(number, os.strerror(number))
+        with naming(target): raise OSError(number, os.strerror(number))
+    with monkeypatch.context() as m:
+        m.setattr(writer.Writer, "append", append)
+        m.setattr(cli, "predict_record", lambda *a: build_store(cohort, spec, tmp_path / "s", progress=False, chunk=8))
+        code, out, err = nb("predict", "x", "--model", "y")
+    assert code == 2 and not out and one_sentence(err, tmp_path / "s.partial", "cannot be read or written")
+    assert "tmp" not in err.replace(str(tmp_path), "") and not (tmp_path / "s").exists()
+    again = build_store(cohort, spec, tmp_path / "s", progress=False, chunk=8)
+    assert again.fingerprint == whole.fingerprint and again.verify()
+
+
+def test_a_chunk_without_one_good_record_stops_nothing(cohort, tmp_path):
+    for path in cohort.table.path.iloc[4:8]: (cohort.root / f"{path}.dat").unlink()
+    store = build_store(cohort, SignalSpec(fs=100), tmp_path / "s", progress=False, chunk=4)
+    assert len(store) == len(cohort) - 4 and (store.table.quality.map(type) == str).all() and store.verify()
+
+
+def test_a_machine_at_its_limits_sets_nothing_aside(cohort, tmp_path, monkeypatch):
+    read = type(cohort).raw
+    monkeypatch.setattr("peace_nb.store.build.warmed", lambda: False)
+
+    def raw(self, rid):
+        if rid != cohort.table.index[5]: return read(self, rid)
+        with readable("r.dat"): raise OSError(errno.EMFILE, "Too many open files", "r.dat")
+    with monkeypatch.context() as m:
+        m.setattr(type(cohort), "raw", raw)
+        with pytest.raises(OSError, match="Too many open files"):
+            build_store(cohort, SignalSpec(fs=100), tmp_path / "s", progress=False)
+    cohort.root.rename(tmp_path / "unplugged")
+    with pytest.raises(PeaceError, match="is not there any more"):
+        build_store(cohort, SignalSpec(fs=100), tmp_path / "s", progress=False)
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate", "prepare", "download", "paper"])
+def test_ctrl_c_is_one_sentence(tmp_path, monkeypatch, nb, command):
+    def stop(*args, **kwargs): raise KeyboardInterrupt
+    for place in ("peace_nb.cli.predict_record", "peace_nb.cli.evaluate_cohort", "peace_nb.prepare.prepare_cohort",
+                  "peace_nb.datasets.download.download", "peace_nb.pipeline.build.build_paper"):
+        monkeypatch.setattr(place, stop)
+    args = {"predict": ("x", "--model", "y"), "evaluate": ("ptb-xl", "--root", tmp_path, "--model", "y"),
+            "prepare": ("ptb-xl", "--root", tmp_path, "--store", tmp_path / "s"),
+            "download": ("ptb-xl", "--to", tmp_path / "d"), "paper": ()}[command]
+    code, out, err = nb(command, *args)
+    assert code == 130 and not out and one_sentence(err, "interrupted")
+    assert ("goes on" in err) == (command != "predict")
+
+
+WORKER = """
+import time
+from functools import partial
+if __name__ == "__main__":
+    from peace_nb import cli, prepare
+    from peace_nb.store import build
+    build.build_store = prepare.build_store = partial(build.build_store, chunk=2)
+    tell = prepare._Teller.__call__
+    def slowly(self, *at):   # after each chunk, so that the build is not over before it is stopped
+        tell(self, *at)
+        time.sleep(0.5)
+    prepare._Teller.__call__ = slowly
+    cli.main()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a process group of its own cannot be sent Ctrl-C there")
+def test_ctrl_c_with_workers_leaves_no_traceback_and_no_process(adults, tmp_path):
+    (tmp_path / "nb.py").write_text(WORKER)
+    call = ["prepare", "ptb-xl", "--root", str(adults), "--store", str(tmp_path / "s"), "--no-report", "--jobs", "2"]
+    receipt = tmp_path / "s" / "ptb-xl.partial" / "parts" / "0000000.json"
+    child = subprocess.Popen([sys.executable, str(tmp_path / "nb.py"), *call], start_new_session=True, text=True,
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while child.poll() is None and not receipt.exists(): time.sleep(0.02)
+    family = psutil.Process(child.pid).children(recursive=True)
+    os.killpg(child.pid, signal.SIGINT)      # as a terminal does: to all of them
+    _, err = child.communicate(timeout=60)
+    assert child.returncode == 130 and one_sentence(err, "interrupted; what is prepared is kept")
+    gone, alive = psutil.wait_procs(family, timeout=10)
+    assert not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE]
+    made = build_store(load_cohort("ptb-xl", adults), SignalSpec(), tmp_path / "s" / "ptb-xl", chunk=2, progress=False)
+    assert made.verify() and len(made) + len(made.set_aside) == len(load_cohort("ptb-xl", adults).table)
+
+
+def test_texts_that_contradicted_themselves(tmp_path, heart):
+    assert [short_text(s, 10) for s in (9.99, 9.998, 6.27, 5.0)] == ["9.99s", "9.998s", "6.3s", "5.0s"]
+    flags = prepare_flagged(heart[:, :-5], LEADS, FS, SignalSpec(seconds=SECONDS))[2]
+    assert flags["short"] == ["7.99s"]
+    free = shutil.disk_usage(tmp_path).free
+    with pytest.raises(PeaceError, match="needs 0 MB more and .* to spare, but only"):
+        check_space(tmp_path, 0, spare=free + 10**9)

@@ -1,5 +1,5 @@
 """Kept outputs: what the check refuses, what storing leaves alone, and the notebooks of this repository."""
-import base64, io, shutil
+import base64, io, shutil, sys
 import nbformat
 import pytest
 from nbdev.clean import nbdev_clean
@@ -64,7 +64,7 @@ def test_a_path_of_a_machine_is_refused(tmp_path, text):
 
 
 def test_the_checkout_and_the_environment_are_refused_wherever_they_are(tmp_path):
-    for place in (project_root(), outputs.sys.prefix):
+    for place in (project_root(), sys.prefix):
         found = outputs.problems(write(tmp_path / "a.ipynb", ("print(x)", [printed(f"in {place}/x.py")])))
         assert len(found) == 1 and str(place) in found[0]
 

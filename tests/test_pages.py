@@ -29,6 +29,8 @@ def a_house(folder: Path, profile: str, tables: str) -> Path:
     shutil.copy(ROOT / "settings.ini", folder)
     kept, build = folder / "paper" / "reference" / tables / "peace", folder / "paper" / "build" / profile / "peace"
     for name in ("tables", "measured", "figures", "notebooks", "provenance"): (build / name).mkdir(parents=True)
+    for table in (ROOT / "tests" / "data" / "table_16").glob("*.csv"): shutil.copy(table, build / "tables")
+    # a reference that has Table 16 itself has the last word
     for table in kept.glob("*.csv"): shutil.copy(table, build / "tables")
     return build
 
@@ -117,7 +119,9 @@ def test_the_report_opens_on_what_a_reviewer_asks_first(demo, page):
     found = [text.index(part) for part in order]
     assert found == sorted(found), "out of order"
     assert page.tables[0]["name"] == "table_2_transfer" and not page.tables[0]["folded"]
-    assert page.tables[1]["name"] == "table_7_claims" and page.tables[1]["folded"] and page.tables[1]["rows"] == 36
+    assert page.tables[1]["name"] == "table_7_claims" and page.tables[1]["folded"]
+    kept = pd.read_csv(ROOT / "paper" / "reference" / "demo" / "peace" / "table_7_claims.csv")
+    assert page.tables[1]["rows"] == len(kept) >= 36
 
 
 def test_tables_stand_by_number_with_caption_and_notebook(demo):

@@ -148,7 +148,7 @@ def test_the_quick_way_gives_what_the_careful_way_gives(name, monkeypatch):
     ids = cohort.table.index[::5] if len(cohort.table) > 100 else cohort.table.index
     for spec in (
         SPEC, SignalSpec(fs=500), SignalSpec(fs=360, seconds=11, band=(0, 30), leads=("V6", "aVR", "II")),
-        SignalSpec(fs=500, band=None)
+        SignalSpec(fs=500, band=None), SignalSpec(fs=100, how="squeeze")
     ):
         for rid in ids:
             counts, check = cohort.counts(rid) or (None, None)

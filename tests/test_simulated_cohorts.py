@@ -110,13 +110,27 @@ def test_traps_are_there(tmp_path):
     assert .25 < np.mean(np.array(peaks) > 26) < .75 and max(peaks) < 26.7
 
 
-def test_label_noise_is_written_not_meant(tmp_path):
-    clean = sc.write_simulated_cohort("zzu-pecg", tmp_path / "clean", 60, seed=4)
-    sc.write_simulated_cohort("zzu-pecg", tmp_path / "noisy", 60, seed=4, label_noise=.1)
-    assert clean["n_records"] and truth(tmp_path / "clean").equals(truth(tmp_path / "noisy"))
-    a, b = (load_cohort("zzu-pecg", tmp_path / k).labels for k in ("clean", "noisy"))
+def test_a_reading_is_written_and_the_truth_is_kept(tmp_path):
+    clean = sc.write_simulated_cohort("zzu-pecg", tmp_path / "clean", 60, seed=4, illnesses="hospital")
+    sc.write_simulated_cohort("zzu-pecg", tmp_path / "read", 60, seed=4, illnesses="hospital", reader="first")
+    assert clean["n_records"] and truth(tmp_path / "clean").equals(truth(tmp_path / "read"))
+    a, b = (load_cohort("zzu-pecg", tmp_path / k).labels for k in ("clean", "read"))
     known = a.notna() & b.notna()
-    assert .04 < ((a != b) & known).to_numpy().sum() / known.to_numpy().sum() < .16
+    assert .01 < ((a != b) & known).to_numpy().sum() / known.to_numpy().sum() < .1
+
+
+def test_a_hospital_there_and_back(tmp_path):
+    "What a reader wrote of hospital children is what the loader reads, and a child's illness is in its ICD codes."
+    sc.write_simulated_cohort("zzu-pecg", tmp_path / "h", 150, seed=5, illnesses="hospital")
+    cohort = load_cohort("zzu-pecg", tmp_path / "h")
+    meant, read = truth(tmp_path / "h").loc[cohort.labels.index, list(LABELS)], cohort.labels[list(LABELS)]
+    assert ((read != meant) & read.notna()).sum().sum() == 0
+    findings = pd.read_csv(tmp_path / "h" / "AttributesDictionary.csv").AHA_code
+    assert findings.str.contains("D37|G70").any()               # junctional rhythm or ventricular tachycardia
+    sick = cohort.table.disease_groups.astype(str)
+    assert .15 < sick.str.contains("ongenital|yocarditis|yopathy|awasaki").mean() < .45
+    kept = read.groupby(cohort.table.patient_id)[["RBBB", "RVH", "LAFB", "WPW"]].agg(lambda v: v.nunique())
+    assert kept.max().max() == 1                                 # chronic: the same in every record of a child
 
 
 def test_killed_build_is_continued(tmp_path, monkeypatch):
@@ -201,9 +215,26 @@ def test_folders_that_are_not_ours(tmp_path):
     "kw, word",
     [
         (dict(layout="ptbxl", n_patients=1), "ptbxl"), (dict(layout="ptb-xl", n_patients=0), "n_patients"),
-        (dict(layout="ptb-xl", n_patients=1, lable_noise=0.1), "lable_noise")
+        (dict(layout="ptb-xl", n_patients=1, readers="first"), "readers"),
+        (dict(layout="ptb-xl", n_patients=1, reader="third"), "third"),
+        (dict(layout="ptb-xl", n_patients=1, illnesses="hospital"), "children"),
+        (dict(layout="zzu-pecg", n_patients=1, lengths=((30, 9), (4.9, 1))), "a record of 4.9 s is too short"),
+        (dict(layout="zzu-pecg", n_patients=1, lengths=((float("nan"), 9),)), "too short"),
+        (dict(layout="zzu-pecg", n_patients=1, lengths=((30, -1),)), "number of records above 0"),
+        (dict(layout="zzu-pecg", n_patients=1, lengths="real"), "no record lengths 'real'"),
+        (dict(layout="ptb-xl", n_patients=1, lengths="published"), "lengths are for zzu-pecg"),
     ],
 )
 def test_faults_are_named(tmp_path, kw, word):
     with pytest.raises(PeaceError, match=word): sc.write_simulated_cohort(root=tmp_path / "x", **kw)
     assert not any(tmp_path.iterdir())
+
+
+def test_published_lengths_are_written_and_read(tmp_path):
+    marker = sc.write_simulated_cohort("zzu-pecg", tmp_path / "long", 60, seed=4, lengths="published")
+    assert [tuple(pair) for pair in marker["settings"]["lengths"]] == list(sc.published_lengths())
+    table = load_cohort("zzu-pecg", tmp_path / "long").table
+    drawn = sc.roster("zzu-pecg", 60, 4, lengths="published")
+    assert sorted(table["seconds"]) == sorted(drawn["seconds"]) and table["seconds"].max() >= 30
+    assert 0.45 < (table["seconds"] == 30).mean() < 0.85 and set(table["seconds"]) <= {s for s, _ in sc.published_lengths()}
+    assert set(sc.roster("zzu-pecg", 60, 4)["seconds"]) <= {s for s, _ in sc.ZZU_SECONDS}

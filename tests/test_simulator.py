@@ -1,5 +1,5 @@
 "What the simulator's notebook cannot hold: separate processes, odd settings, wrong input"
-import subprocess, sys
+import hashlib, subprocess, sys
 import numpy as np
 import pytest
 from peace_nb.simulation import heart
@@ -66,13 +66,27 @@ def test_a_corrected_table_is_obeyed(monkeypatch):
     assert (simulate(40, "child", seed=2, fs=100).table.rhythm == "atrial fibrillation").all()
 
 
-def test_label_noise_flips_about_that_many():
-    clean, noisy = simulate(300, seed=3, fs=100).labels, simulate(300, seed=3, fs=100, label_noise=.1).labels
-    assert .08 < (clean != noisy).to_numpy().mean() < .12
+def test_a_reader_changes_labels_and_nothing_else():
+    clean, read = simulate(300, seed=3, fs=100), simulate(300, seed=3, fs=100, reader="first")
+    assert np.array_equal(clean.signals, read.signals) and clean.labels.equals(read.true_labels)
+    assert .02 < (read.labels != read.true_labels).to_numpy().mean() < .12
+    again, other = (simulate(300, seed=3, fs=100, reader=who).labels for who in ("first", "second"))
+    assert again.equals(read.labels) and not other.equals(read.labels)
+
+
+def test_the_hospital_and_its_readers_are_chosen_not_given():
+    "Whoever asks for nothing gets the records of before: hashes of the clinic's children and of the adults."
+    def digest(s): return hashlib.sha256(s.signals.tobytes() + s.labels.to_numpy().tobytes()).hexdigest()
+    for population, own in (("adult", "adult"), ("child", "clinic")):
+        given, asked = (simulate(110, population, seed=6, fs=100, **kw) for kw in ({}, {"illnesses": own}))
+        assert digest(given) == digest(asked)
+    hospital = simulate(110, "child", seed=6, fs=100, illnesses="hospital")
+    assert digest(hospital) != digest(given) and "illness" in hospital.table and "illness" not in given.table
 
 
 @pytest.mark.parametrize("kw, word", [
     (dict(population="dog"), "population"), (dict(labels=("LBB",)), "LBB"), (dict(site="moon"), "moon"),
-    (dict(age_days=-3, population="child"), "age"), (dict(illnesses="dog"), "dog")])
+    (dict(age_days=-3, population="child"), "age"), (dict(illnesses="dog"), "dog"),
+    (dict(reader="third"), "third"), (dict(illnesses="hospital"), "children")])
 def test_wrong_input_is_one_sentence(kw, word):
     with pytest.raises(PeaceError, match=word): simulate(2, fs=100, **kw)

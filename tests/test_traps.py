@@ -1,4 +1,4 @@
-"""The ten errors that published code in this field makes. Each test fails if its error comes back."""
+"""The eleven errors that published code in this field makes. Each test fails if its error comes back."""
 import re, shutil
 from pathlib import Path
 
@@ -8,6 +8,7 @@ import pytest
 import torch
 import wfdb
 from safetensors.torch import save_file
+from scipy.signal import find_peaks
 from scipy.special import expit
 
 from peace_nb.cohorts.splits import check_disjoint, split_by_patient
@@ -19,9 +20,10 @@ from peace_nb.simulation.simulator import simulate_blocks
 from peace_nb.store.build import build_store
 from peace_nb.store.store import SignalStore
 from peace_nb.store.batches import StoreDataset
+from peace_nb.store.writer import to_int16
 from peace_nb.evaluation.metrics import summarise
 from peace_nb.methods.registry import build_method
-from peace_nb.settings import PeaceError
+from peace_nb.settings import PeaceError, load_profile
 from peace_nb.training.checkpoint import Model, load_weights, predict_store
 from peace_nb.training.protocol import check_split, lr_factor, rows_of, train_normaliser
 from peace_nb.training.trainer import TrainConfig, train
@@ -322,3 +324,36 @@ def test_trap_10_weights_that_do_not_fit_are_refused_and_reported(small, tmp_pat
         and len(report["missing"]) == len(own) - len(half)
     )
     save_file({"x": torch.zeros(1)}, tmp_path / "w.safetensors")
+
+
+def beats_per_minute(x, fs=100):
+    "Rate of the R peaks of one lead, counted as the network would."
+    lead = np.abs(x - np.median(x))
+    return 60 * len(find_peaks(lead, height=0.5 * np.quantile(lead, 0.999), distance=int(0.12 * fs))[0]) / (len(x) / fs)
+
+
+def test_trap_11_ten_seconds_are_cropped_and_never_squeezed_unasked(tmp_path, small):
+    assert SignalSpec().how == "crop"
+    assert {load_profile(name).how_ten_seconds for name in ("smoke", "demo", "bench", "sample", "paper")} == {"crop"}
+    t = np.arange(15_000) / 500
+    heart = np.exp(-0.5 * (((t * 1.5) % 1 - 0.5) / 0.018) ** 2) * np.linspace(0.5, 1.5, 12)[:, None]   # 90 a minute
+    for seconds in (10, 20, 30):
+        x = prepare_flagged(heart[:, : seconds * 500], LEADS, 500, SignalSpec(fs=100))[0]
+        assert beats_per_minute(x[1]) == pytest.approx(90, abs=7), seconds
+    asked = prepare_flagged(heart, LEADS, 500, SignalSpec(fs=100, how="squeeze"))[0]
+    assert beats_per_minute(asked[1]) == pytest.approx(270, abs=7)
+    root = tmp_path / "children"
+    write_simulated_cohort("zzu-pecg", root, 8, seed=2, lengths=((30, 1),), damaged=0)
+    children = load_cohort("zzu-pecg", root)
+    kept = build_store(children, SignalSpec(fs=100), tmp_path / "s", progress=False)
+    for i, rid in enumerate(kept.table.index):
+        signal, names, fs = children.raw(rid)
+        x = prepare_flagged(signal[:, : int(12 * fs) + 1], names, fs, SignalSpec(fs=100))[0]
+        assert np.array_equal(to_int16(x)[0], np.rint(kept.batch([i])[0][0] * 1000)), "what follows 12 s plays no part"
+    squeezed = build_store(children, SignalSpec(fs=100, how="squeeze"), tmp_path / "q", progress=False)
+    assert kept.fingerprint != squeezed.fingerprint
+    with pytest.raises(PeaceError, match="squeezed"):
+        SignalStore.open(tmp_path / "q", SignalSpec(fs=100))
+    method = peace(small[0])
+    model = Model(method.eval(), SignalSpec(fs=100), None, tuple(small[0].labels.columns))
+    with pytest.raises(PeaceError, match="whole records squeezed and the model wants"): predict_store(model, squeezed)

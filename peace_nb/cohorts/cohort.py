@@ -9,7 +9,7 @@ __all__ = ['COHORTS', 'Cohort']
 import hashlib, os
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
 import pandas as pd
@@ -49,6 +49,10 @@ class Cohort:
 COHORTS = {}
 
 # %% ../../nbs/cohorts/03_cohort.ipynb #91508f55
+def _inside(path: str) -> bool:
+    "Does a path of a table stay in the folder of its data set?"
+    return not (".." in path.split("/") or PurePosixPath(path).is_absolute() or PureWindowsPath(path).drive)
+
 def _read_row(cohort: Cohort, record_id: str): # (signal (C, T) mV, names, fs)
     "The channels of one row of the table, by whichever reader its path asks for."
     table, path = cohort.table, cohort.root / cohort.table.at[record_id, "path"]
@@ -65,7 +69,9 @@ def raw(self: Cohort,
     "One record as it lies on disk; sentences about it name the file relative to the root."
     if record_id not in self.table.index: raise PeaceError(f"{self.name} has no record {record_id!r}")
     try:
-        with readable(self.root / self.table.at[record_id, "path"]): return _read_row(self, record_id)
+        path = self.table.at[record_id, "path"]
+        if not _inside(path): raise RecordError(f"record {record_id} lies outside its folder, at {path}", "wrong file")
+        with readable(self.root / path): return _read_row(self, record_id)
     except RecordError as e: raise RecordError(str(e).replace(str(self.root) + os.sep, ""), e.kind) from e
 
 @patch
@@ -75,6 +81,7 @@ def counts(self: Cohort,
     "The samples of a record of the ordinary kind as the file holds them: one file of the record's own name, format 16."
     table, path = self.table, self.table.at[record_id, "path"]
     if "first_sample" in table or Path(path).suffix.lower() in (".hea", ".dat", *READERS): return None
+    if not _inside(path): return None
     if (found := plain_counts(f"{self.root}{os.sep}{path}", MAX_SAMPLES)) is None: return None
     return found, self.check and ("checksums" not in table or bool(table.at[record_id, "checksums"]))
 

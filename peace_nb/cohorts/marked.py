@@ -15,7 +15,7 @@ from ecgbench.labels import leipzig_heart_center_ecg as _leipzig_source, ludb as
 
 from ..settings import PeaceError
 from .cohort import COHORTS
-from .tables import require, publisher_table
+from .tables import publisher_table, read_ages, read_csv, require
 from ..ages.bands import YEAR
 from ..labels.space import LABELS
 from ..labels.states import label_counts, Coverage
@@ -31,7 +31,8 @@ _LUDB_COLUMNS = (
 def _load_ludb(root: Path):
     "LUDB: (table, labels, coverage)."
     require(root, "LUDB", "ludb.csv")
-    src = publisher_table(_ludb_source, root, "ludb")
+    raw = read_csv(root / "ludb.csv", ("ID", "Age", "Sex"))
+    src = publisher_table(_ludb_source, root, "ludb", {"ludb.csv": raw} if raw.attrs else None)
     said = [
         [x for c in _LUDB_COLUMNS for x in row[c]]
         + ([f"Electric axis of the heart: {row['electric_axis']}"] if row["electric_axis"] else [])
@@ -39,13 +40,13 @@ def _load_ludb(root: Path):
     ]
     table = pd.DataFrame(
         {
-            "patient_id": None,
-            "age_days": src["age"].where(~src["age_raw"].str.startswith(">"), 90.0).astype(float) * YEAR,
+            "patient_id": None, "age_days": np.nan,
             "sex": src["sex"], "fs": 500.0, "leads": 12, "seconds": 10.0, "report": ["; ".join(s) for s in said],
             "quality": "", "path": [f"data/{i}" for i in src.index]
         },
         index=src.index,
     )
+    read_ages(table, src["age_raw"].str.replace(r"^>\s*89$", "90", regex=True))
     texts = pd.Series(said, index=src.index.astype(str), dtype=object)
     return table, *labels_from_ludb(texts)
 

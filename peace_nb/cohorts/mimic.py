@@ -12,7 +12,7 @@ from ecgbench.labels import mimic_iv_ecg as _mimic_source
 
 from ..ages.bands import YEAR
 from .cohort import COHORTS
-from .tables import cell_text, publisher_table, read_csv, read_patients, require
+from .tables import cell_text, publisher_table, read_csv, read_patients, remark, require
 from ..labels.reports import labels_from_report
 from ..settings import PeaceError
 
@@ -26,16 +26,20 @@ def _find_patients(root: Path, given) -> Path | None:
     return next((p for f in folders for p in (f / "patients.csv", f / "patients.csv.gz") if p.is_file()), None)
 
 def _ages(records: pd.DataFrame, patients: Path | None):
-    "(age in days, sex) for each record, NaN where unknown."
-    if patients is None: return np.full(len(records), np.nan), np.full(len(records), None, object)
+    "(age in days, sex, remark on what could not be read) for each record, NaN where unknown."
+    if patients is None:
+        return np.full(len(records), np.nan), np.full(len(records), None, object), np.full(len(records), "", object)
     p = (
         read_csv(patients, ("subject_id", "gender", "anchor_age", "anchor_year"))
         .drop_duplicates("subject_id")
     )
     p = p.set_index(cell_text(p["subject_id"])).reindex(cell_text(records["subject_id"]))
     when = pd.to_datetime(records["ecg_time"], errors="coerce").dt.year.to_numpy()
-    years = p["anchor_age"].to_numpy(float) + when - p["anchor_year"].to_numpy(float)
-    return np.where(years > 89, 90, years) * YEAR, p["gender"].to_numpy(object)
+    age, year = (pd.to_numeric(p[c], errors="coerce").to_numpy(float) for c in ("anchor_age", "anchor_year"))
+    odd = (np.isnan(age) & p["anchor_age"].notna()) | (np.isnan(year) & p["anchor_year"].notna())
+    told = np.where(odd, "age is unreadable", np.where(np.isnan(when), "time is unreadable", ""))
+    years = age + when - year
+    return np.where(years > 89, 90, years) * YEAR, p["gender"].to_numpy(object), told
 
 # %% ../../nbs/cohorts/06_mimic.ipynb #a51531b3
 def _load_mimic(root: Path, patients=None):
@@ -43,10 +47,11 @@ def _load_mimic(root: Path, patients=None):
     require(root, "MIMIC-IV-ECG", "record_list.csv", "machine_measurements.csv")
     records = read_csv(root / "record_list.csv", ("subject_id", "study_id", "ecg_time", "path"))
     src = publisher_table(_mimic_source, root, "mimic_iv_ecg")
+    src = src[src.index.notna()]
     if not src.index.is_unique:
         raise PeaceError(f"machine_measurements.csv lists study {src.index[src.index.duplicated()][0]} more than once")
     src = src.reindex(records["study_id"])
-    age, sex = _ages(records, _find_patients(root, patients))
+    age, sex, told = _ages(records, _find_patients(root, patients))
     table = pd.DataFrame(
         {
             "patient_id": None, "age_days": age, "sex": sex, "fs": 500.0,
@@ -58,6 +63,7 @@ def _load_mimic(root: Path, patients=None):
         index=records["study_id"],
     )
     read_patients(table, records["subject_id"])
+    remark(table, told != "", told)
     lines = src[[c for c in _mimic_source.REPORT_COLUMNS if c in src]]
     spoken = pd.Series(
         [[x for x in row if isinstance(x, str)] for row in lines.to_numpy(object)], index=table.index.astype(str),

@@ -29,7 +29,7 @@ def _codes_table(root: Path, db: pd.DataFrame) -> pd.DataFrame:
     "The statements as `ecgbench` reads them, cells that it would stumble over made unreadable first."
     plain = db["scp_codes"].astype(str).str.fullmatch(r"\{(?:'\w+': -?[\d.]+(?:, |(?=\})))*\}")
     bad = [i for i in db.index[~plain] if not _readable_codes(db.at[i, "scp_codes"])]
-    if not bad: return publisher_table(_ptbxl_source, root, "ptbxl")
+    if not bad and not db.attrs: return publisher_table(_ptbxl_source, root, "ptbxl")
     mended = db.assign(scp_codes=db["scp_codes"].mask(db.index.isin(bad), "unreadable"))
     return publisher_table(_ptbxl_source, root, "ptbxl", {"ptbxl_database.csv": mended})
 
@@ -79,7 +79,7 @@ def _load_ptbxl(root: Path):
     read_ages(table, db["age"])
     table["age_days"] = table["age_days"].where(~(table["age_days"] > 89 * YEAR), 90.0 * YEAR)
     _folds(table, db["strat_fold"])
-    table.loc[unread, "quality"] = "labels unreadable"
+    remark(table, unread, "labels unreadable")
     codes = src["scp_codes"].set_axis(src.index.astype(str))
     labels, coverage = labels_from_scp(codes, src["heart_axis"].set_axis(codes.index) if "heart_axis" in src else None)
     labels.loc[codes.index[unread]] = np.nan

@@ -2,11 +2,12 @@
 
 # %% auto #0
 __all__ = ['MAX_SAMPLES', 'MOST_MV', 'READERS', 'plain_header', 'Counts', 'plain_counts', 'header_text', 'read_header',
-           'readable', 'read_record', 'read_window', 'scan_headers', 'cpsc_struct', 'read_cpsc', 'read_hdf5',
-           'read_microvolts']
+           'readable', 'read_record', 'read_window', 'read_start', 'scan_headers', 'cpsc_struct', 'read_cpsc',
+           'read_hdf5', 'read_microvolts']
 
 # %% ../../nbs/cohorts/01_records.ipynb #d412a48b
 import os, re, tempfile
+from decimal import Decimal
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
@@ -21,6 +22,7 @@ from scipy.io import loadmat
 from wfdb.io._header import _parse_record_line, _parse_signal_lines, _read_segment_lines
 from wfdb.io._signal import _rd_segment
 
+from ..files import of_the_machine
 from ..settings import PeaceError
 from peace_nb.signals.prepare import (
     LEADS, MIN_SECONDS, TO_MV, RecordError, canonical_lead, fill_gaps, resample
@@ -115,10 +117,13 @@ def plain_counts(
 # %% ../../nbs/cohorts/01_records.ipynb #4eb47e2a
 MAX_SAMPLES = 2**26    # samples of one record, all channels: 3 hours of 12 leads at 500 Hz
 _BYTES = {"8": 1, "80": 1, "16": 2, "61": 2, "160": 2, "24": 3, "32": 4, "212": 1.5, "310": 4 / 3, "311": 4 / 3}
+_PACKED = {"212": (0, 2), "310": (0, 2, 4), "311": (0, 2, 3)}     # bytes of the samples left after whole groups
+_GROUP = {"212": 3, "310": 4, "311": 4}       # bytes of a whole group
 _FORMATS = (*_BYTES, "508", "516", "524")     # the last three are compressed (FLAC)
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
-_SLID = re.compile(r"[(./,;]|.*(?:\s-?\d+){4}\s")     # numbers of a signal line where its lead name belongs
-_GAIN = re.compile(rf"({_NUMBER})(?:\(({_NUMBER})\))?(/\S*)?")
+_RATE = re.compile(rf"({_NUMBER})(?:/{_NUMBER})?(?:\({_NUMBER}\))?")    # frames a second, counters a second (first)
+_HOW = re.compile(r"\d+(?:x\d+)?(?::\d+)?(?:\+\d+)?")                    # format, samples a frame, skew, offset
+_GAIN = re.compile(rf"({_NUMBER})(?:\(({_NUMBER})\))?(/[^\s,;.()]*)?")
 
 def header_text(
     path, # a .hea file
@@ -137,27 +142,53 @@ def _stem(path) -> Path:
 # %% ../../nbs/cohorts/01_records.ipynb #33574337
 def _decimal(number: str) -> str:
     "A number without sign or exponent in its text; unchanged where it has neither."
-    return f"{float(number):.12f}".rstrip("0") if re.search(r"[eE+]", number) else number
+    if not re.search(r"[eE+]", number): return number
+    value = Decimal(number)
+    if abs(value.adjusted()) > 30: raise ValueError(f"{number} is no number that a header can mean")
+    return f"{value:f}"
 
 def _record_line(line: str, name: str) -> str:
     "The first line without time and date, the rate without an exponent, `E00001` for the `E00001.mat` of early copies."
     fields = line.split()[:4]
     if fields[:1] == [f"{name}.mat"]: fields[0] = name
-    if len(fields) > 2 and re.fullmatch(_NUMBER, fields[2]): fields[2] = _decimal(fields[2])
+    if len(fields) > 1 and not re.fullmatch(r"\d+", fields[1]): raise ValueError(f"{fields[1]!r} is no number of signals")
+    if len(fields) > 2:
+        rate = _RATE.fullmatch(fields[2])
+        if rate is None or float(rate[1]) < 0: raise ValueError(f"{fields[2]!r} is no sampling rate")
+        fields[2] = _decimal(rate[1])
     if len(fields) > 3 and re.search("[:/]", fields[3]): fields.pop()    # the length is missing, this is the time
+    if len(fields) > 3 and not re.fullmatch(r"\d+", fields[3]): raise ValueError(f"{fields[3]!r} is no number of samples")
     return " ".join(fields)
+
+
+# %% ../../nbs/cohorts/01_records.ipynb #805a8c1f
+def _in_order(fields: list):
+    "The fields of a signal line stand in their order, and only the last ones are missing."
+    odd = next((f for f, form in zip(fields[1:3], (_HOW, _GAIN)) if not form.fullmatch(f)), None)
+    for k, number in enumerate(fields[3:8]):    # resolution, zero, initial value, checksum, block size
+        if re.fullmatch(r"\d+" if k in (0, 4) else r"-?\d+", number): continue
+        if re.match(r"[-+]?[.\d]|[(/,;]", number): odd = odd or number
+        break    # a name after fewer numbers than there should be
+    if odd: raise ValueError(f"a signal line cannot be taken apart before {odd[:20]!r}")
 
 def _signal_line(line: str) -> str:
     "A signal line with its gain and baseline as plain numbers."
-    fields = line.split(None, 3)
+    fields = line.split(None, 8)
     if "/" in fields[0] or "\\" in fields[0]: raise ValueError(f"it names a file outside its folder: {fields[0]}")
-    found = _GAIN.fullmatch(fields[2]) if len(fields) > 2 else None
-    if found is None: return line
-    gain, baseline, unit = found.groups()
+    _in_order(fields)
+    if len(fields) < 3: return line
+    gain, baseline, unit = _GAIN.fullmatch(fields[2]).groups()
     if baseline is not None:
         if float(baseline) % 1: raise ValueError(f"the baseline {baseline} is no whole number")
         baseline = f"({float(baseline):.0f})"
-    return " ".join([*fields[:2], f"{_decimal(gain)}{baseline or ''}{unit or ''}", *fields[3:]])
+    unit = re.sub(r"[^\w^?%/-]", "?", unit or "")     # such as the degree of `°C`, at which wfdb's parser stops
+    return " ".join([*fields[:2], f"{_decimal(gain)}{baseline or ''}{unit}", *fields[3:]])
+
+def _segment_line(line: str) -> str:
+    "A segment line: a name, or `~` for a gap, and a number of samples."
+    if not re.fullmatch(r"(?:[-\w]+|~)[ \t]+\d+", line): raise ValueError(f"{line[:40]!r} is no segment and its length")
+    return line
+
 
 # %% ../../nbs/cohorts/01_records.ipynb #26f019d8
 def _parse(stem: Path, segment: bool = False): # wfdb.Record or wfdb.MultiRecord, its segments read too
@@ -170,13 +201,12 @@ def _parse(stem: Path, segment: bool = False): # wfdb.Record or wfdb.MultiRecord
     first = _parse_record_line(_record_line(lines[0], stem.name))
     several = first["n_seg"] is not None
     if several and segment: raise ValueError("a segment consists of segments")
-    more = _read_segment_lines(lines[1:]) if several else _parse_signal_lines([_signal_line(s) for s in lines[1:]])
+    if several: more = _read_segment_lines([_segment_line(s) for s in lines[1:]])
+    else: more = _parse_signal_lines([_signal_line(s) for s in lines[1:]])
     head = wfdb.MultiRecord() if several else wfdb.Record()
     for field, value in (first | more).items(): setattr(head, field, value)
     head.comments = comments
     if several: head.segments = [None if n == "~" else _parse(stem.with_name(n), True) for n in head.seg_name]
-    slid = [n for n in (() if several else head.sig_name) if n and _SLID.match(n)]
-    if slid: raise ValueError(f"a signal line cannot be taken apart before {slid[0][:20]!r}")
     return head
 
 # %% ../../nbs/cohorts/01_records.ipynb #562262cd
@@ -194,10 +224,9 @@ def read_header(
         head = _parse(stem)
     except OSError: raise
     except Exception as e:  # wfdb raises whatever its parser stumbles over
-        raise RecordError(
-            f"{hea} is not a readable WFDB header ({type(e).__name__}: {e})".replace("\n", " "), "bad header"
-        ) from e
-    if not (head.n_sig and head.fs and np.isfinite(head.fs) and head.fs > 0):
+        what = f"{e}" if type(e) is ValueError else f"{type(e).__name__}: {e}"      # the first is our own
+        raise RecordError(f"{hea} is not a readable WFDB header ({what})".replace("\n", " "), "bad header") from e
+    if not (head.n_sig and head.fs and 0 < head.fs < 1e12):
         raise RecordError(f"{hea} names no signal or no sampling rate", "bad header")
     several = isinstance(head, wfdb.MultiRecord)
     for part in [s for s in head.segments if s is not None] if several else [head]: _check_sense(part, hea, most)
@@ -244,14 +273,18 @@ def _files(head) -> dict: # name of a signal file -> indices of its channels
     named = {f: [i for i, g in enumerate(head.file_name) if g == f] for f in dict.fromkeys(head.file_name)}
     return {f: channels for f, channels in named.items() if f != "~"}
 
+def _samples(head, channels: list) -> int:
+    "Samples in one frame of a signal file."
+    return sum(head.samps_per_frame[i] or 1 for i in channels)
+
 def _frame_bytes(head, channels: list) -> float | None:
     "Bytes of one frame of a signal file; None where it is compressed and its length says nothing."
     per_sample = _BYTES.get(head.fmt[channels[0]])
-    return None if per_sample is None else per_sample * sum(head.samps_per_frame[i] or 1 for i in channels)
+    return None if per_sample is None else per_sample * _samples(head, channels)
 
 # %% ../../nbs/cohorts/01_records.ipynb #31a9e96a
-def _check_files(head, folder: Path):
-    "Every signal file exists, is of one format, and is as long as the header promises."
+def _check_files(head, folder: Path, sums: bool = True):
+    "Every signal file exists, is of one format, and is as long as the header promises, or has `sums` to be checked."
     for f, channels in _files(head).items():
         if Path(f).name != f:
             raise RecordError(
@@ -265,23 +298,25 @@ def _check_files(head, folder: Path):
             raise RecordError(
                 f"{folder / f} is of format {head.fmt[channels[0]]} and cannot be read; {', '.join(_FORMATS)} can"
             )
-        if (frame := _frame_bytes(head, channels)) is not None and head.sig_len:
-            _check_length(head, folder / f, head.byte_offset[channels[0]] or 0, frame)
+        if _frame_bytes(head, channels) is not None and head.sig_len: _check_length(head, folder / f, channels, sums)
 
-def _check_length(head, file: Path, offset: int, frame: float):
+def _check_length(head, file: Path, channels: list, sums: bool):
     "A signal file is not shorter than announced; a longer one needs checksums to be believed."
-    want, have = offset + int(head.sig_len * frame), file.stat().st_size
+    fmt, samples = head.fmt[channels[0]], head.sig_len * _samples(head, channels)
+    group = len(_PACKED.get(fmt, "1"))
+    data = samples // group * _GROUP[fmt] + _PACKED[fmt][samples % group] if group > 1 else samples * _BYTES[fmt]
+    want, have = (head.byte_offset[channels[0]] or 0) + data, file.stat().st_size
     if have < want:
         raise RecordError(f"{file} is truncated: it has {have} bytes, its header announces {want}", "truncated")
-    if have - want >= frame and not any(head.checksum):
+    if have - want >= max(_frame_bytes(head, channels), _GROUP.get(fmt, 1)) and not (sums and any(head.checksum)):
         with file.open("rb") as f: matlab = f.read(10) == b"MATLAB 5.0"
         what = "is a MATLAB 5 file, of which WFDB knows nothing" if matlab else "is longer than announced"
         raise RecordError(
-            f"{file} {what}: it has {have} bytes, its header announces {want} and gives no checksums", "wrong file"
+            f"{file} {what}: it has {have} bytes, its header announces {want} and gives no checksums to go by", "wrong file"
         )
 
 # %% ../../nbs/cohorts/01_records.ipynb #fa968ca5
-def _length(head, stem: Path) -> int: # samples of a channel, in frames
+def _length(head, stem: Path, most: int | None = MAX_SAMPLES) -> int: # samples of a channel, in frames
     "The length of a record whose header does not state it (none, or 0), from its signal files."
     folder, found = stem.parent, set()
     for f, channels in _files(head).items():
@@ -292,7 +327,7 @@ def _length(head, stem: Path) -> int: # samples of a channel, in frames
         raise RecordError(f"{stem}.hea does not say how long it is, and its files differ in length", "bad header")
     length = max(found, default=0)
     if length < 1: raise RecordError(f"{stem}.hea announces a record without a single sample", "no sample")
-    _check_size(Path(f"{stem}.hea"), head.n_sig, length, sum(s or 1 for s in head.samps_per_frame), MAX_SAMPLES)
+    _check_size(Path(f"{stem}.hea"), head.n_sig, length, sum(s or 1 for s in head.samps_per_frame), most)
     return length
 
 def _check_sums(head, sums, folder: Path):
@@ -337,6 +372,7 @@ def _decode(head, folder: Path, first: int, stop: int) -> list: # of C arrays of
             [f] * len(channels), str(folder.resolve()), None, n_sig=len(channels), sig_len=head.sig_len, **of,
             sampfrom=first, sampto=stop, channels=list(range(len(channels))), ignore_skew=True
         )
+        if of["fmt"][0] == "311": found = [(np.asarray(c) + 512) % 1024 - 512 for c in found]    # wfdb-python#327
         for i, samples in zip(channels, found): counts[i] = np.asarray(samples)
     return counts
 
@@ -352,7 +388,8 @@ def _read_general(head, stem: Path, check: bool, first: int = 0, n: int | None =
     n = head.sig_len if n is None else n
     late = [s or 0 for s in head.skew]
     stop = min(head.sig_len, first + n + max(late))
-    try: counts = _decode(head, stem.parent, first, stop)
+    begin = 0 if "8" in head.fmt else first     # differences only add up from the first sample on
+    try: counts = _decode(head, stem.parent, begin, stop)
     except OSError: raise
     except Exception as e:   # wfdb raises whatever its decoder stumbles over
         raise RecordError(f"{stem} cannot be read ({type(e).__name__}: {e})".replace("\n", " ")) from e
@@ -362,7 +399,7 @@ def _read_general(head, stem: Path, check: bool, first: int = 0, n: int | None =
         frame = head.samps_per_frame[i] or 1
         x = np.full(n * frame, np.nan)
         if c is not None:
-            read = _volts(head, i, c)[late[i] * frame:][:n * frame]
+            read = _volts(head, i, c)[(first - begin + late[i]) * frame:][:n * frame]
             x[:len(read)] = read
         channels.append(x)
     return channels
@@ -422,7 +459,7 @@ def _voltages(x, names, units, fs: float, stem: Path, frame=None): # (signal (C,
 def _read_one(head, stem: Path, check: bool): # (signal (C, T) mV, names, fs)
     "A record in one segment."
     _check_owner(head, stem)
-    _check_files(head, stem.parent)
+    _check_files(head, stem.parent, check)
     head.sig_len = head.sig_len or _length(head, stem)
     x = _read_plain(head, stem.parent, check) if _is_plain(head) else _read_general(head, stem, check)
     return _voltages(x, head.sig_name, head.units, head.fs, stem, head.samps_per_frame)
@@ -474,6 +511,7 @@ def readable(path):
     "What the system refuses in the block, such as a missing permission, becomes a `RecordError` that names the file."
     try: yield
     except OSError as e:
+        if of_the_machine(e): raise
         raise RecordError(f"{e.filename or path} cannot be read: {e.strerror or e}", "unreadable") from e
 
 def read_record(
@@ -495,29 +533,48 @@ def read_record(
 # %% ../../nbs/cohorts/01_records.ipynb #192a4e3e
 def read_window(
     path, # a WFDB record
-    first: int, # first sample wanted
-    n: int, # samples wanted
+    first: int, # first sample wanted, at the rate of the header's first line
+    n: int, # samples wanted, at that rate
 ): # (signal (C, n) float64 mV, names, fs)
     "A stretch of a long record, without reading the rest. Raises `RecordError`; checksums are not verified."
     stem = _stem(path)
     with readable(stem): head = read_header(path, most=None)
-    if n * head.n_sig > MAX_SAMPLES:
+    frame = sum(s or 1 for s in getattr(head, "samps_per_frame", None) or [1] * head.n_sig)
+    if n * frame > MAX_SAMPLES:
         raise RecordError(
             f"{n} samples of {head.n_sig} channels of {stem} are more than the {MAX_SAMPLES} samples a window may have",
             "absurd size"
         )
     if isinstance(head, wfdb.MultiRecord):
         raise RecordError(f"{stem} consists of several segments; windows are read from single ones only")
-    if any((s or 1) > 1 for s in head.samps_per_frame):
-        raise RecordError(f"{stem} has several samples a frame; windows are read from records with one")
     with readable(stem):
         _check_owner(head, stem)
         _check_files(head, stem.parent)
-        head.sig_len = head.sig_len or _length(head, stem)
+        head.sig_len = head.sig_len or _length(head, stem, None)
     if first < 0 or first + n > head.sig_len:
         raise RecordError(f"{stem} has {head.sig_len} samples; {first} to {first + n} are not among them", "too short")
     with readable(stem): x = _read_general(head, stem, False, first, n)
-    return _voltages(x, head.sig_name, head.units, head.fs, stem)
+    return _voltages(x, head.sig_name, head.units, head.fs, stem, head.samps_per_frame)
+
+# %% ../../nbs/cohorts/01_records.ipynb #19b6f821
+def read_start(
+    path, # a WFDB record, with or without the extension .hea or .dat
+    seconds: float, # wanted
+): # (signal (C, T) float64 mV, names, fs, seconds of the whole record)
+    "A record, or its first seconds where it has more samples than are read at once. Raises `RecordError`."
+    try:
+        signal, names, fs = read_record(path)
+        return signal, names, fs, signal.shape[-1] / fs
+    except RecordError as error:
+        if error.kind != "absurd size": raise
+    stem = _stem(path)
+    with readable(stem):
+        head = read_header(path, most=None)
+        if isinstance(head, wfdb.MultiRecord):
+            raise RecordError(f"{stem} consists of several segments, together too long to be read", "absurd size")
+        _check_files(head, stem.parent)
+        length = head.sig_len or _length(head, stem, None)
+    return *read_window(path, 0, min(length, int(seconds * head.fs) + 1)), length / head.fs
 
 # %% ../../nbs/cohorts/01_records.ipynb #515af968
 def _header_row(file: Path) -> dict:
@@ -587,8 +644,12 @@ def read_hdf5(
     if not path.is_file(): raise RecordError(f"{path} does not exist", "missing signal")
     try:
         with h5py.File(path, "r") as f:
+            if any(isinstance(f.get(k, getlink=True), h5py.ExternalLink) for k in f):
+                raise RecordError(f"{path} links to another file, where the heart of somebody else may be", "wrong file")
             arrays = [v for v in f.values() if isinstance(v, h5py.Dataset) and v.ndim == 2]
             array = f["ecg"] if isinstance(f.get("ecg"), h5py.Dataset) else arrays[0] if len(arrays) == 1 else None
+            if array is not None and (array.external or array.is_virtual):
+                raise RecordError(f"{path} keeps its samples in another file", "wrong file")
             if array is None or array.ndim != 2 or len(array) != 12:
                 raise RecordError(f"{path} does not hold one array of twelve leads", "lead names")
             if array.size > MAX_SAMPLES:

@@ -5,7 +5,7 @@ __all__ = ['COLUMNS', 'UNKNOWN', 'MAX_AGE', 'require', 'read_csv', 'publisher_ta
            'read_patients', 'read_ages']
 
 # %% ../../nbs/cohorts/02_tables.ipynb #25847c41
-import logging, shutil, tempfile
+import io, logging, shutil, tempfile
 from pathlib import Path
 
 import ecgbench
@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from ..ages.bands import YEAR
+from .records import header_text
 from ..settings import PeaceError
 
 # %% ../../nbs/cohorts/02_tables.ipynb #145b17b0
@@ -26,15 +27,29 @@ def require(root: Path, what: str, *files):
         if not (root / f).is_file(): raise PeaceError(f"{root} does not hold {what}: {f} is missing")
 
 def read_csv(path: Path, columns=(), **kwargs) -> pd.DataFrame:
-    "A CSV with the columns we rely on, or one sentence."
-    try:
-        df = pd.read_csv(path, **kwargs)
+    "A CSV with the columns we rely on, or one sentence; UTF-8 or Latin-1, rows without a single cell left out."
+    try: df = _frame(path, **kwargs)
     except (ValueError, OSError) as e:
-        raise PeaceError(f"{path} cannot be read as a table: {str(e).splitlines()[0]}") from e
+        raise PeaceError(f"{path} cannot be read as a table: {' '.join(str(e).split())[:200]}") from e
     lost = [c for c in columns if c not in df.columns]
     if lost: raise PeaceError(f"{path} has no column {lost[0]!r}")
+    return _without_empty_rows(path, **kwargs) if (df.isna() | (df == "")).all(axis=1).any() else df
+
+def _frame(path: Path, **kwargs) -> pd.DataFrame:
+    "A CSV in UTF-8, or in Latin-1 where it is not."
+    try: return pd.read_csv(path, **kwargs)
+    except UnicodeDecodeError: return pd.read_csv(path, **kwargs | {"encoding": "latin-1"})
+
+def _without_empty_rows(path: Path, **kwargs) -> pd.DataFrame:
+    "A CSV without the rows `,,,` that a spreadsheet leaves; `attrs` says that it is no longer what the file holds."
+    text = _frame(path, dtype=str, keep_default_na=False)
+    kept = io.StringIO(text[(text != "").any(axis=1)].to_csv(index=False))
+    df = pd.read_csv(kept, **kwargs | {"encoding": None})
+    df.attrs["mended"] = True
     return df
 
+
+# %% ../../nbs/cohorts/02_tables.ipynb #d07a23c6
 def publisher_table(
     loader, # a module of ecgbench.labels
     root: Path, # the folder of the data set
@@ -48,12 +63,21 @@ def publisher_table(
                 if file.name not in mended: shutil.copyfile(file, Path(folder) / file.name)
             for name, table in mended.items(): table.to_csv(Path(folder) / name, index=False)
             return publisher_table(loader, Path(folder), slug)
+    try: return _by_ecgbench(loader, root, slug)
+    except UnicodeDecodeError:      # then Latin-1, as in `read_csv`
+        with tempfile.TemporaryDirectory() as folder:
+            for file in root.glob("*.csv"): (Path(folder) / file.name).write_bytes(header_text(file).encode())
+            return _by_ecgbench(loader, Path(folder), slug)
+
+def _by_ecgbench(loader, root: Path, slug: str) -> pd.DataFrame:
+    "A label loader of ecgbench, without its warning about every sample."
     log = logging.getLogger("ecgbench")
     before = log.level
     # it warns whenever a folder holds fewer rows than the full release, as every sample does
     log.setLevel(logging.ERROR)
     try:
         return loader.load_labels(root, ecgbench.load_config(slug))
+    except UnicodeDecodeError: raise
     except (ValueError, TypeError, KeyError, OSError) as e:
         raise PeaceError(f"{root} cannot be read as {slug}: {' '.join(str(e).split())}") from e
     finally:

@@ -21,7 +21,7 @@ def _mended(raw: pd.DataFrame): # (table for ecgbench or None, records whose fin
     commas = raw[codes].apply(lambda c: c.astype(str).str.contains(","))
     counts = raw[["Lead", "Sampling_point"]].apply(pd.to_numeric, errors="coerce")
     uncounted = counts.isna() | (counts % 1 != 0)
-    if not commas.any(axis=None) and not uncounted.any(axis=None): return None, commas["AHA_code"], uncounted
+    if not (commas.any(axis=None) or uncounted.any(axis=None) or raw.attrs): return None, commas["AHA_code"], uncounted
     table = raw.copy()
     for c in codes: table[c] = raw[c].mask(commas[c])
     for c in counts: table[c] = counts[c].mask(uncounted[c], 0).astype(int)

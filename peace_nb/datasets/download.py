@@ -8,17 +8,16 @@ __all__ = ['Policy', 'DiskFull', 'fetch_file', 'Fetched', 'fetch_files', 'check_
 
 # %% ../../nbs/datasets/03_downloads.ipynb #199b7ec7
 import errno, fnmatch, json, os, shutil, threading, time
-from contextlib import contextmanager
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from urllib.parse import quote
 import requests, urllib3
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 from .. import __version__
 from ..files import write_json, write_text
+from ..processes import alone
 from ..settings import PeaceError
 from .archives import unpack
 from .catalogue import (contents_file, copy_root, data_set, digest_of, Expected, expected_files,
@@ -274,6 +273,8 @@ def fetch_files(
     return result
 
 # %% ../../nbs/datasets/03_downloads.ipynb #34ace957
+def _bytes_text(n: int) -> str: return f"{n / 1e9:,.2f} GB" if n >= 1e9 else f"{n / 1e6:,.0f} MB"
+
 def check_space(
     folder, # where the data will go; need not exist yet
     need: int, # bytes
@@ -285,7 +286,8 @@ def check_space(
     free = shutil.disk_usage(there).free
     if need + spare > free:
         raise DiskFull(
-            f"{folder} needs {need / 1e9:,.2f} GB more, but only {free / 1e9:,.2f} GB are free there; nothing was fetched"
+            f"{folder} needs {_bytes_text(need)} more and {_bytes_text(spare)} to spare, but only {_bytes_text(free)} are free "
+            f"there; nothing was fetched"
         )
 
 # %% ../../nbs/datasets/03_downloads.ipynb #23755842
@@ -365,15 +367,6 @@ def _missing_bytes(d, root: Path, plan: list, all_files: int) -> int:
     return max(0, whole - arrived)
 
 # %% ../../nbs/datasets/03_downloads.ipynb #32155808
-@contextmanager
-def _alone(root: Path):
-    "One download at a time in a folder."
-    lock = FileLock(root / ".download.lock")
-    try: lock.acquire(timeout=0)
-    except Timeout: raise PeaceError(f"another download is at work in {root}; wait for it, or end it") from None
-    try: yield
-    finally: lock.release()
-
 def _fetch_set(d, root: Path, only: tuple, source, remove_archive: bool, policy: Policy, progress: bool) -> Fetched:
     "Plan, room, files, archive."
     # of an archive unpacked earlier
@@ -411,7 +404,7 @@ def download(
     if root.exists() and not root.is_dir(): raise PeaceError(f"{root} is a file, not a folder")
     acknowledge(d, root, accept_licence, ask, say)
     check_space(root, 0)
-    with _alone(root): result = _fetch_set(d, root, tuple(only), source, remove_archive, policy, progress)
+    with alone(root, root / ".download.lock"): result = _fetch_set(d, root, tuple(only), source, remove_archive, policy, progress)
     say(
         f"{d.name}: {result.fetched:,} files fetched, {result.kept:,} were there; all verified"
         + (f", archive unpacked in {root / d.unpacked}" if d.archive else "")

@@ -37,11 +37,11 @@ def one_network(
 def stand_ins(
     prints: dict,  # (method, setting) -> seed -> fingerprint of the scores
 ) -> dict:         # (method, setting) -> (method, setting)
-    "For each cell the one with most seeds that is the same network; itself where none has more"
+    "For each cell the one that is the same network and has most seeds; of several the first, so that a network has one name"
     found = {}
     for key, own in prints.items():
-        best = max((k for k in prints if k[1] == key[1] and one_network(own, prints[k])), key=lambda k: len(prints[k]))
-        found[key] = best if len(prints[best]) > len(own) else key
+        same = [k for k in prints if k[1] == key[1] and one_network(own, prints[k])]
+        found[key] = max(same, key=lambda k: len(prints[k]))   # `max` takes the first of equals
     return found
 
 def score_prints(

@@ -13,8 +13,9 @@ from .metrics import FEW
 PLACE = {"adult": "on adults", "ptbxl": "on PTB-XL", "zero-shot": "at zero-shot", "full": "with all training children"}
 
 def told_setting(setting: str) -> str:
-    "A setting as a sentence says it: \"at 50-shot\", \"on adults\""
-    return PLACE.get(setting, f"at {setting}")
+    "A setting as a sentence says it: \"at 50-shot\", \"on adults\", \"at zero-shot, squeezed\""
+    name, mark, how = setting.partition(", ")
+    return PLACE.get(name, f"at {name}") + mark + how
 
 def interval_of(
     row,  # a row of `compare` or `compare_pairs`

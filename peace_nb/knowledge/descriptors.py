@@ -71,7 +71,7 @@ _NoDuplicates.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _u
 
 # %% ../../nbs/knowledge/01_descriptors.ipynb #e62ef59f
 def parse_yaml(text: str, where: str) -> dict:
-    try: data = yaml.load(text, Loader=_NoDuplicates)   # a SafeLoader: builds plain data only
+    try: data = yaml.load(text, Loader=_NoDuplicates)   # builds plain data only  # nosec B506
     except PeaceError as e: raise PeaceError(f"{where}: {e}") from None
     except yaml.YAMLError as e:
         mark = getattr(e, "problem_mark", None)

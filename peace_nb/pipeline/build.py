@@ -16,8 +16,9 @@ from .outputs import build_dir
 from .rows import run_spec
 from .runner import LAUNCHER, run_notebook, with_warnings
 from .warm import BuildProgress, follow, warm_server
+from ..processes import alone
 from .steps import Job, jobs, stage_settings, step_name, step_of, studies, study_of, where
-from ..settings import CHOSEN, PeaceError, data_kind, data_root, load_profile, project_root, runs
+from ..settings import CHOICES, CHOSEN, PLACE, PeaceError, data_kind, data_root, load_profile, project_root, runs
 
 # %% ../../nbs/pipeline/05_build.ipynb #7b966ede
 def run_step(step: str, profile: str, **params) -> dict:
@@ -90,42 +91,46 @@ def _durations(profile: str, study: str) -> dict:
     kept = project_root() / "paper" / "reference" / profile / study / "versions.json"
     return json.loads(kept.read_text(encoding="utf-8")).get("seconds", {}) if kept.is_file() else {}
 
+def _check_encoder(name: str|None):
+    "Refuse an encoder that is none, before any work; only a published one costs an import of torch."
+    if name is None or name in CHOICES["encoder"]: return
+    from peace_nb.models.encoders import registered_encoder
+    registered_encoder(name)
+
 def build_paper(
     profile: str = "demo",
     cores: int = 2,         # steps that may run at the same time
     targets = (),           # files below the build folder of a study; all of it where empty
     study: str|None = None, # one study; None: all
 ) -> Path:                  # the build folder of the study, or of the first
-    "Build the papers of `profile`. Raises `PeaceError` where a step fails."
-    from filelock import FileLock, Timeout
+    "Build the papers of `profile`. Raises `PeaceError` where a step fails, or another process builds them."
     p = load_profile(profile)
+    if cores < 1: raise PeaceError(f"cores is {cores}; at least one step must be allowed to run")
     # an error in a root or a name is reported before any work
     for name in [study] if study else studies():
         for cohort in study_of(name).roots: data_root(p, cohort)
-    for m in (*p.methods, *p.sim2real_methods): run_spec(m)
+    for m in (*p.methods, *p.sim2real_methods): _check_encoder(run_spec(m).encoder)
     jobs(profile, study)
     build, own = build_dir(profile, None), study or studies()[0]
     build.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(build / ".lock", timeout=0):
-            if not targets:
-                print(
-                    f"Profile {profile}: {expected_time(profile)} from nothing on the machine it is meant for; finished steps are kept.",
-                    flush=True
-                )
-            # each step starts this interpreter anew
-            env = {
-                **os.environ, LAUNCHER: f"{os.getpid()}:{psutil.Process().create_time()}",
-                "PYTHONWARNINGS": with_warnings(os.environ.get("PYTHONWARNINGS", "")),
-                "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-            }
-            log, wanted = build / "graph.log", [f"{own}/{t}" for t in targets]
-            code = _run_graph(
-                _snakemake(profile, cores, wanted, study), env, log, p.threads, cores,
-                [j.name for j in jobs(profile, study)], profile, own
+    with alone(build, build / ".lock"):
+        if not targets:
+            print(
+                f"Profile {profile}: {expected_time(profile)} from nothing on the machine it is meant for; finished steps are kept.",
+                flush=True
             )
-            if code: raise PeaceError(_why(log, f"The paper of profile {profile!r} stopped"))
-    except Timeout: raise PeaceError(f"Another process is building {build}; wait for it or stop it.") from None
+        # each step starts this interpreter anew
+        env = {
+            **os.environ, PLACE: str(project_root()), LAUNCHER: f"{os.getpid()}:{psutil.Process().create_time()}",
+            "PYTHONWARNINGS": with_warnings(os.environ.get("PYTHONWARNINGS", "")),
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+        }
+        log, wanted = build / "graph.log", [f"{own}/{t}" for t in targets]
+        code = _run_graph(
+            _snakemake(profile, cores, wanted, study), env, log, p.threads, cores,
+            [j.name for j in jobs(profile, study)], profile, own
+        )
+        if code: raise PeaceError(_why(log, f"The paper of profile {profile!r} stopped"))
     return build / own
 
 def products(build:Path) -> list[str]:

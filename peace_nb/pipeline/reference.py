@@ -9,8 +9,8 @@ __all__ = ['POINTS', 'SHARE', 'P_VALUE', 'FACTS', 'SENTENCE', 'SPREAD', 'MEASURE
            'seed_spread', 'write_spread', 'read_spread', 'spread_of', 'macro_aurocs', 'Judged', 'judge', 'verdicts',
            'is_borderline', 'turned', 'trained_in', 'instructions', 'state_of', 'write_reference', 'why_left_out',
            'compare_folders', 'shown_by_absent', 'not_trained', 'Outcome', 'count', 'first', 'Circumstances',
-           'circumstances', 'scope', 'not_judged', 'cell_text', 'largest', 'turned_texts', 'reasons', 'agreement',
-           'compare_with_reference', 'report_reference']
+           'circumstances', 'scope', 'without_reference', 'not_judged', 'cell_text', 'largest', 'turned_texts',
+           'reasons', 'agreement', 'compare_with_reference', 'report_reference']
 
 # %% ../../nbs/pipeline/07_reference.ipynb #0a8b3520
 import json, platform, re
@@ -269,7 +269,6 @@ def judge(
     here = here[["network", "setting", "auroc"]].rename(columns={"auroc": "here"})
     both = there.rename(columns={"auroc": "there"}).merge(here, on=["network", "setting"])
     both = both.dropna(subset=["there", "here"])
-    both = both.drop_duplicates(["setting", "seeds", "there", "here"])   # one network under two names
     rules = both["network"].isin(untrained)
     cells = both[~rules].reset_index(drop=True)
     known = [spread_of(s, spread) for s in cells["setting"]]
@@ -549,6 +548,18 @@ def scope(
     if left: said += f"; left out: {', '.join(f'{k} ({v})' for k, v in left.items())}"
     return said + "."
 
+def without_reference(
+    build: Path,    # with a folder `tables`
+    folder: Path,   # of a reference
+    unknown: list,  # settings that are younger than the reference
+) -> str:  # empty where there is nothing of the kind
+    "What of a build is younger than its reference."
+    too_large = json.loads((folder / "versions.json").read_text(encoding="utf-8")).get("too_large", [])
+    known = {p.name for p in folder.glob("*.csv")} | set(too_large)
+    new = [p.stem for p in sorted((build / "tables").glob("*.csv")) if p.name not in known]
+    said = f" Without a reference so far, and not compared: {', '.join(new)}." if new else ""
+    return said + (f" The reference knows nothing of the settings {', '.join(unknown)}." if unknown else "")
+
 def not_judged(
     found: dict,   # of `compare_folders`
 ) -> str:
@@ -631,13 +642,16 @@ def compare_with_reference(
     ran = [state["settings"].get("methods", []) for state in (was, now)]
     absent = [m for m in dict.fromkeys(ran[0] + ran[1]) if (m in ran[0]) != (m in ran[1])]
     alone = set(was["settings"]) ^ set(now["settings"]) if absent else ()   # read by a method that one side did not run
-    changed = _others(was["settings"], now["settings"], skip=("methods", "precision", *alone))
+    # a reference knows nothing of a setting that was invented after it, nor of the tables that came with it
+    unknown = [k for k in now["settings"] if k not in was["settings"]]
+    changed = _others(was["settings"], now["settings"], skip=("methods", "precision", *alone, *unknown))
     if changed:
         line = f"Not compared with the reference: it was made with other settings ({_told(changed)})."
         return Outcome("other settings", f"{line} Next: build the profile as it is in settings.ini.")
     around, shown = circumstances(was, now), shown_by_absent((folder, build / "tables"), absent)
     found, left = compare_folders(build, folder, absent + shown)
-    return _outcome(build, folder, around, found, absent + shown, scope(found, left, absent, shown))
+    told = scope(found, left, absent, shown) + without_reference(build, folder, unknown)
+    return _outcome(build, folder, around, found, absent + shown, told)
 
 # %% ../../nbs/pipeline/07_reference.ipynb #55d9889c
 def _outcome(build, folder, around, found, absent, compared) -> Outcome:

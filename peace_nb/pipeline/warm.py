@@ -516,7 +516,7 @@ def socket_folder(
 ) -> str|None:  # None if there is no place for it
     "Make a folder that only this user may enter, with a path short enough for sockets."
     import tempfile
-    for base in (tempfile.gettempdir(), "/tmp", "/var/tmp"):
+    for base in (tempfile.gettempdir(), "/tmp", "/var/tmp"):  # nosec B108
         if len(os.fsencode(base)) + len("/peace-12345678/") + longest_name > LONGEST: continue
         with contextlib.suppress(OSError): return tempfile.mkdtemp(prefix="peace-", dir=base)
     return None

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['ABSENT', 'ZZU_BANDS', 'MIMIC_RECORDS', 'PTBXL_RECORDS', 'ZZU_RECORDS', 'ZZU_SECONDS', 'LAYOUTS', 'AMPLIFIER_RAIL_MV',
            'ELECTRODE_LEADS', 'MIMIC_LEADS', 'UPPER', 'NINE', 'PTBXL_COLUMNS', 'ZZU_COLUMNS', 'MARKER', 'TRUTH', 'CODE',
-           'digitise', 'header', 'write_record', 'roster', 'spoil_lead', 'rail', 'CohortSettings', 'own_gain',
-           'code_hash', 'write_simulated_cohort', 'folder_hash']
+           'digitise', 'header', 'write_record', 'published_lengths', 'record_lengths', 'roster', 'spoil_lead', 'rail',
+           'CohortSettings', 'own_gain', 'code_hash', 'write_simulated_cohort', 'folder_hash']
 
 # %% ../../nbs/simulation/07_simulated_cohorts.ipynb #c2bcb97f
 import hashlib, json, os, shutil
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from functools import lru_cache, partial
 from importlib.resources import files
@@ -24,11 +24,13 @@ from scipy.signal import resample_poly
 
 from ..ages.bands import PUBLISHED, edges
 from .heart import draw_patients
-from .simulator import BLOCK, simulate_people
+from .hospital import ILLNESSES
+from .readers import check_reader
+from .simulator import BLOCK, check_illnesses, simulate_people
 from .phrases import (MIMIC_TIMES, ZZU_DISEASES, heart_axis, mimic_measurements, mimic_report,
     ptbxl_report, scp_codes, zzu_codes, zzu_dictionary, zzu_findings, zzu_icd, zzu_pack, zzu_sqi)
-from ..labels.space import LABELS
-from ..signals.prepare import LEADS
+from ..labels.space import LABELS, read_table
+from ..signals.prepare import LEADS, MIN_SECONDS
 from ..files import temporary_for, write_json, write_text
 from ..settings import PeaceError
 
@@ -108,6 +110,28 @@ def _expand(rng, n_patients, table, max_records):
     visit = np.arange(len(patient)) - np.repeat(np.cumsum(n) - n, n)
     return pd.DataFrame({"patient": patient, "visit": visit})
 
+# %% ../../nbs/simulation/07_simulated_cohorts.ipynb #e205eedc
+def published_lengths() -> tuple:
+    "Pairs of seconds and records, as counted over the twelve-lead records of ZZU-pECG (`zzu_lengths.csv`, with its source)."
+    table = read_table("zzu_lengths.csv", "simulation")
+    return tuple(zip(table["seconds"].astype(float), table["records"].astype(float)))
+
+def record_lengths(
+    lengths=(),  # "published", pairs of seconds and weights, or empty for `ZZU_SECONDS`
+) -> tuple:      # pairs of floats
+    "The lengths that children's records are drawn from. Raises `PeaceError` for a name that is none, a weight that is none, and records under 5 s."
+    if isinstance(lengths, str) and lengths != "published":
+        raise PeaceError(f"there are no record lengths {lengths!r}; pass published, or pairs of seconds and records")
+    found = published_lengths() if isinstance(lengths, str) else tuple(lengths) or ZZU_SECONDS
+    try: pairs = tuple((float(seconds), float(weight)) for seconds, weight in found)
+    except (TypeError, ValueError):
+        raise PeaceError(f"record lengths are pairs of seconds and records, not {found!r}") from None
+    short = [seconds for seconds, _ in pairs if not seconds >= MIN_SECONDS]
+    if short: raise PeaceError(f"a record of {min(short):g} s is too short: record lengths begin at {MIN_SECONDS:g} s")
+    if any(not 0 < weight < np.inf for _, weight in pairs) or not np.isfinite([s for s, _ in pairs]).all():
+        raise PeaceError("record lengths need finite seconds, each with a number of records above 0")
+    return pairs
+
 # %% ../../nbs/simulation/07_simulated_cohorts.ipynb #fc75e723
 def _adult_roster(rng, n_patients, table, max_records, mean_age, sd_age, first_year, years):
     "Adults: age in days at each record, sex, and the time of the record; later records are later in life."
@@ -123,7 +147,7 @@ def _adult_roster(rng, n_patients, table, max_records, mean_age, sd_age, first_y
     return r.assign(seconds=10., leads=12)
 
 # %% ../../nbs/simulation/07_simulated_cohorts.ipynb #012fb3ec
-def _child_roster(rng, n_patients, table, max_records, first_year=2018, years=6.5):
+def _child_roster(rng, n_patients, table, max_records, lengths, first_year=2018, years=6.5):
     "Children: age bands, nine-lead records and lengths as ZZU-pECG publishes them; 57 % are boys."
     r = _expand(rng, n_patients, table, max_records)
     band = rng.choice(len(ZZU_BANDS), n_patients, p=ZZU_BANDS.share / ZZU_BANDS.share.sum())
@@ -138,7 +162,7 @@ def _child_roster(rng, n_patients, table, max_records, first_year=2018, years=6.
     ]
     row = np.searchsorted(ZZU_BANDS.to_day.to_numpy(), r.age_days, side="right").clip(0, len(ZZU_BANDS) - 1)
     r["leads"] = np.where(rng.random(len(r)) * 100 < ZZU_BANDS.nine_leads.to_numpy()[row], 9, 12)
-    return r.assign(seconds=_draw(rng, ZZU_SECONDS, n_patients)[r.patient])
+    return r.assign(seconds=_draw(rng, lengths, n_patients)[r.patient])
 
 # %% ../../nbs/simulation/07_simulated_cohorts.ipynb #e0e44c08
 LAYOUTS = ("mimic-iv-ecg", "ptb-xl", "zzu-pecg")
@@ -148,6 +172,7 @@ def roster(
     n_patients: int,
     seed: int = 0,
     max_records=None,   # at most this many records per patient; the default is 10 adults, 4 in PTB-XL, 10 for children
+    lengths=(),         # of children's records, as `record_lengths` takes them
 ) -> pd.DataFrame:
     "One row per record: patient, visit, age_days, sex, when, seconds, leads. Depends on the seed only."
     if layout not in LAYOUTS: raise PeaceError(f"unknown layout {layout!r}; choose one of {', '.join(LAYOUTS)}")
@@ -156,7 +181,7 @@ def roster(
     most = max_records or 10
     if layout == "mimic-iv-ecg": return _adult_roster(rng, n_patients, MIMIC_RECORDS, most, 62, 17, 2110, 90)
     if layout == "ptb-xl": return _adult_roster(rng, n_patients, PTBXL_RECORDS, most, 59, 17, 1984, 16)
-    return _child_roster(rng, n_patients, ZZU_RECORDS, most)
+    return _child_roster(rng, n_patients, ZZU_RECORDS, most, record_lengths(lengths))
 
 # %% ../../nbs/simulation/07_simulated_cohorts.ipynb #cbeca74a
 # where ZZU's amplifier saturates; `signals.RAIL_MV`, at which a lead is flagged, lies a little below
@@ -193,11 +218,13 @@ class CohortSettings:
     layout: str
     n_patients: int
     seed: int = 0
-    label_noise: float = 0.     # share of label entries flipped before they are written
+    reader: str = "none"        # who read what is written: one of `READERS`; the truth has a file of its own
+    illnesses: str = ""         # a key of `MIXES`; empty: the layout's own
     rates: tuple = (500, 100)   # PTB-XL only: which of records500 and records100 to write
     max_records: int = 0        # at most so many records per patient, 0 for the layout's own limit
     damaged: float = -1.        # share of records with a NaN or all-zero lead (or a rail, ZZU); -1 for the real share
     shard: int = 100            # records a shard, a detail of the work that also decides the random streams
+    lengths: tuple = ()         # ZZU only: pairs of seconds and records, or "published"; empty for `ZZU_SECONDS`
 
     @property
     def damage(self): return {"zzu-pecg": .118}.get(self.layout, .015) if self.damaged < 0 else self.damaged
@@ -229,10 +256,11 @@ def _simulate(s: CohortSettings, part: pd.DataFrame, number: int, rng):
         who, age = number_of[rows.patient].to_numpy(), rows.age_days.to_numpy(float)
         hearts = {k: v[who] for k, v in people.items()} | {"age_days": age, "years": age / 365.25}
         sim = simulate_people(
-            np.random.default_rng([stream, 2, block]), hearts, who, block, population, stream, 500, rows.seconds.iloc[0]
+            np.random.default_rng([stream, 2, block]), hearts, who, block, population, stream, 500, rows.seconds.iloc[0],
+            reader=s.reader, illnesses=s.illnesses or None
         )
-        true = sim.labels.to_numpy().astype(int)
-        yield rows, sim, np.where(rng.random(true.shape) < s.label_noise, 1 - true, true)
+        rng.random(sim.labels.shape)      # keeps what follows as it was when labels were flipped here
+        yield rows, sim, sim.labels.to_numpy().astype(int)
 
 # %% ../../nbs/simulation/07_simulated_cohorts.ipynb #c66c8bbb
 def _scramble(i, span, prime):
@@ -275,7 +303,7 @@ def _mimic_records(root, s, rows, sim, written, rng):
 # %% ../../nbs/simulation/07_simulated_cohorts.ipynb #5bebe8de
 def _positives(names, row): return [k for k, v in zip(names, row) if v]
 
-def _truth(sim, i): return {"true": "".join(str(int(v)) for v in sim.labels.to_numpy()[i])}
+def _truth(sim, i): return {"true": "".join(str(int(v)) for v in sim.true_labels.to_numpy()[i])}
 
 def _ptbxl_records(root, s, rows, sim, written, rng):
     "Write the records of a block in PTB-XL's layout; return one dict a record with the columns of its table."
@@ -314,6 +342,13 @@ def own_gain(x):
     gain = 65532. / np.maximum(high - low, .05).astype(float)
     return gain, np.rint(-32766 - low * gain).astype(int)
 
+def _admission(row, leads, rng):
+    "ICD-10 codes of a child: those of its illness where the hospital drew one, else as often as the release has them."
+    if "illness" in row:
+        disease = ILLNESSES.disease[row.illness]
+        return zzu_icd(disease != "", rng, disease or None)
+    return zzu_icd(rng.random() < (0.503 if leads == 9 else 0.226), rng)
+
 def _zzu_records(root, s, rows, sim, written, rng):
     "Write the records of a block in ZZU-pECG's layout; return one dict a record with the columns of its table."
     x, codes, out = sim.signals, zzu_codes(), []
@@ -327,14 +362,15 @@ def _zzu_records(root, s, rows, sim, written, rng):
         name = f"{patient}_E{r.visit + 1:02d}"
         file = f"{patient[:3]}/{patient}/{name}"
         write_record(root / "Child_ecg" / file, digitise(record, gain, baseline), leads, 500, gain, baseline)
-        aha, chn = zzu_pack(zzu_findings(_positives(sim.labels.columns, written[i]), rng), codes)
+        positives, rhythm = _positives(sim.labels.columns, written[i]), sim.table.rhythm.iloc[i]
+        aha, chn = zzu_pack(zzu_findings(positives, rng, rhythm=rhythm), codes)
         bas = (.93, .98) if railed[i] else (.95, .999)
         out.append(
             {
                 "Filename": file, "ECG_ID": name, "Patient_ID": patient, "Age": f"{int(r.age_days)}d",
                 "Gender": "'Female'" if r.sex == "F" else "'Male'", "Acquisition_date": f"{r.when:%Y-%m-%d %H:%M:%S}",
                 "Sampling_point": record.shape[1], "Lead": len(leads), "AHA_code": aha, "CHN_code": chn,
-                "ICD-10 code": zzu_icd(rng.random() < (0.503 if len(leads) == 9 else 0.226), rng),
+                "ICD-10 code": _admission(sim.table.iloc[i], len(leads), rng),
                 "pSQI": zzu_sqi(leads, 0.3, 0.65, rng), "basSQI": zzu_sqi(leads, *bas, rng),
                 "bSQI": zzu_sqi(leads, 0.97, 1.0, rng), "record": name
             }
@@ -493,13 +529,17 @@ def write_simulated_cohort(
     jobs: int = 1,        # processes; the files do not depend on it
     overwrite=False,      # replace a simulated cohort of other settings
     progress=False,       # show a bar
-    **settings,           # `label_noise`, `rates`, `max_records`, `damaged`, `shard` of `CohortSettings`
+    **settings,           # `reader`, `illnesses`, `rates`, `max_records`, `damaged`, `shard`, `lengths` of `CohortSettings`
 ) -> dict:
     "Write simulated patients in a real layout; return the marker: settings, counts, code hash. Raises `PeaceError` for a folder it must not touch."
     unknown = set(settings) - set(CohortSettings.__dataclass_fields__)
     if unknown: raise PeaceError(f"unknown setting {sorted(unknown)[0]!r} of a simulated cohort")
     s, root = CohortSettings(layout, n_patients, seed, **settings), Path(root)
-    r = roster(layout, n_patients, seed, s.max_records)
+    check_reader(s.reader)
+    check_illnesses("child" if layout == "zzu-pecg" else "adult", s.illnesses or None)
+    if s.lengths and layout != "zzu-pecg": raise PeaceError(f"records of {layout} last ten seconds; lengths are for zzu-pecg")
+    if s.lengths: s = replace(s, lengths=record_lengths(s.lengths))   # what was drawn from goes into the marker
+    r = roster(layout, n_patients, seed, s.max_records, s.lengths)
     stamp = json.loads(json.dumps({"simulated": True, "settings": asdict(s), "code": code_hash()}))
     build = _prepare(root, stamp, overwrite)
     if build is None: return json.loads((root / MARKER).read_text(encoding="utf-8"))

@@ -114,6 +114,7 @@ class Reader:
 def read_labels(
     rng, people, conditions, timing,  # generator, people, conditions, intervals
     measured,                         # from `measure`, with rate, spread, axis, and pac, pvc: seen in the record (n,)
+    still_normal=None,                # what its readers still call normal; None: `STILL_NORMAL`
 ) -> pd.DataFrame:                    # (n, labels) 0 or 1
     "Read the labels by clinical criteria from measured truth."
     reader = Reader(rng, people)
@@ -121,7 +122,8 @@ def read_labels(
     read_rhythm_labels(y, reader, conditions, timing, measured)
     read_axis_labels(y, reader, conditions, measured["axis"])
     read_voltage_labels(y, reader, conditions, timing, measured)
-    y["NORM"] = _is_normal(rng, y, conditions)
+    for found in y.values(): found &= conditions["vt"] == 0      # there is no conducted beat to be read
+    y["NORM"] = _is_normal(rng, y, conditions, STILL_NORMAL if still_normal is None else still_normal)
     return pd.DataFrame(y).astype(float)
 
 # %% ../../nbs/simulation/04_criteria.ipynb #01d6a6c5
@@ -129,7 +131,7 @@ def read_rhythm_labels(y, reader, conditions, timing, measured):
     "Read the labels of rhythm and conduction, in place."
     rate, drawn = measured["rate"], conditions["sarrh"] > 0
     irregular = np.where(drawn, reader.limit("irregular, drawn"), reader.limit("irregular"))
-    sinus = ~has(conditions, "af", "flutter", "svt", "avb2", "avb3")
+    sinus = ~has(conditions, "af", "flutter", "svt", "avb2", "avb3", "junctional", "vt")
     y["STACH"] = sinus & reader.above("fast", rate)
     y["SBRAD"] = sinus & reader.below("slow", rate)
     y["SARRH"] = sinus & (conditions["pac"] == 0) & reader.above("irregular", measured["spread"], irregular)
@@ -196,7 +198,7 @@ def read_hypertrophy(y, reader, conditions, measured, block):
     right = (S[:, lead("V6")] > reader.limit("S of V6")) | (R[:, lead("V1")] > reader.limit("R of V1"))
     y["RVH"] = (rvh > 0) & (right | (rvh > .4))
     large = (conditions["la_enlarged"] > .25) | (conditions["ra_enlarged"] > .25)
-    y["AE"] = large & ~has(conditions, "af", "flutter", "svt")
+    y["AE"] = large & ~has(conditions, "af", "flutter", "svt", "junctional")
     tall = R + S                                                            # from the lowest to the highest point
     limbs, chest = tall[:, lead(*LEADS[:6])].max(1), tall[:, lead(*LEADS[6:])].max(1)
     low = reader.below("limb leads low", limbs)
@@ -216,11 +218,11 @@ STILL_NORMAL = {    # label → fraction of readers who call the ECG normal all 
     "TABN": .18}
 
 NEVER_NORMAL = ("lpfb", "ivcd", "ischaemia", "mi_inferior", "mi_anterior", "mi_lateral", "rvh", "lvh", "digitalis",
-                "t_inverted")   # conditions
+                "t_inverted", "junctional", "vt")   # conditions
 
-def _is_normal(rng, y, conditions):
+def _is_normal(rng, y, conditions, still_normal):
     "Say whose ECG a reader calls normal, `(n,)` bool."
-    worried = [found & (rng.random(len(found)) >= STILL_NORMAL.get(label, 0))
+    worried = [found & (rng.random(len(found)) >= still_normal.get(label, 0))
                for label, found in y.items() if label != "NORM"]
     return ~np.any(worried, axis=0) & ~has(conditions, *NEVER_NORMAL)
 

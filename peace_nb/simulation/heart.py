@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['LEFT', 'FEET', 'BACK', 'EIGHT', 'CHEST', 'HEART_TO_LEADS', 'LIMB_LEADS', 'TWELVE', 'ATRIA', 'RECOVERY', 'ELECTRODES',
            'HEART', 'FRONTS', 'HABITS', 'LUNG_DISEASE', 'HABIT_ARROWS', 'LIE', 'NOT_SINUS', 'RHYTHM_PREVALENCE',
-           'INFARCTS', 'FORM_PREVALENCE', 'CONDITIONS', 'FORCED', 'BLOCKED_QRS', 'TEMPLATES', 'P_ARROW', 'SEPTUM',
-           'APEX', 'FREE_WALL', 'POSTERIOR', 'BASE', 'QRS_CENTRE', 'QRS_WIDTH', 'ADULT_QRS', 'CHILD_MEASURES',
-           'ADDED_FORCE', 'LBBB_FRONTS', 'LBBB_SPREAD', 'LATE_FRONT', 'DEAD_WALL', 'ADULT_T', 'CHILD_T', 'AGAINST_QRS',
-           'ST_SHIFT', 'HEALTHY_ST', 'INJURED_WALL', 'T_LOSS', 'T_ADDED', 'T_INVERTED', 'T_AGAINST_QRS', 'FINE',
-           'rotation', 'proximity', 'lead_field', 'Habit', 'habit', 'habit_arrow', 'draw_patients', 'Prevalence', 'has',
-           'chance', 'draw_condition', 'draw_rhythm_conditions', 'draw_form_conditions', 'draw_conditions',
-           'apply_force', 'intervals', 'Waves', 'sample_waves', 'vec', 'atrial_waves', 'child_qrs', 'mean_fronts',
-           'healthy_fronts', 'ventricular_waves', 'voltage', 'strengths', 'add_forces', 'Replaced', 'bend', 'Late',
-           'right_delay_and_delta', 'Scar', 'scar', 't_direction', 'repolarisation', 'Shift', 'st_vector', 't_vector',
-           'injure', 'ventricular_ectopic']
+           'INFARCTS', 'FORM_PREVALENCE', 'HOSPITAL_RHYTHMS', 'CONDITIONS', 'FORCED', 'BLOCKED_QRS', 'TEMPLATES',
+           'P_ARROW', 'SEPTUM', 'APEX', 'FREE_WALL', 'POSTERIOR', 'BASE', 'QRS_CENTRE', 'QRS_WIDTH', 'ADULT_QRS',
+           'CHILD_MEASURES', 'ADDED_FORCE', 'LBBB_FRONTS', 'LBBB_SPREAD', 'LATE_FRONT', 'DEAD_WALL', 'ADULT_T',
+           'CHILD_T', 'AGAINST_QRS', 'ST_SHIFT', 'HEALTHY_ST', 'INJURED_WALL', 'T_LOSS', 'T_ADDED', 'T_INVERTED',
+           'T_AGAINST_QRS', 'FINE', 'rotation', 'proximity', 'lead_field', 'Habit', 'habit', 'habit_arrow',
+           'draw_patients', 'Prevalence', 'has', 'chance', 'draw_condition', 'draw_rhythm_conditions',
+           'draw_form_conditions', 'draw_conditions', 'apply_force', 'intervals', 'Waves', 'sample_waves', 'vec',
+           'atrial_waves', 'child_qrs', 'mean_fronts', 'healthy_fronts', 'ventricular_waves', 'voltage', 'strengths',
+           'add_forces', 'Replaced', 'bend', 'Late', 'right_delay_and_delta', 'Scar', 'scar', 't_direction',
+           'repolarisation', 'Shift', 'st_vector', 't_vector', 'injure', 'ventricular_ectopic']
 
 # %% ../../nbs/simulation/01_heart.ipynb #64d9649f
 from dataclasses import dataclass
@@ -282,7 +282,8 @@ FORM_PREVALENCE = {
     "low_voltage": Prevalence(.02, ill=.07, slope=.3, never_with=("lvh", "lvhv", "rvh")),
     "early_repolarisation": Prevalence(.1, adult=.08, young=(50, .25), never_with=INFARCTS)}
 
-CONDITIONS = (*RHYTHM_PREVALENCE, *FORM_PREVALENCE)
+HOSPITAL_RHYTHMS = ("junctional", "vt")    # drawn in a hospital of children only, see `simulation.hospital`
+CONDITIONS = (*RHYTHM_PREVALENCE, *FORM_PREVALENCE, *HOSPITAL_RHYTHMS)
 
 # %% ../../nbs/simulation/01_heart.ipynb #1d2a9a90
 def chance(

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MIMIC_RHYTHM', 'MIMIC_SUFFIX', 'MIMIC_LINES', 'MIMIC_DECOYS', 'MIMIC_BOTH', 'MIMIC_WARNING', 'MIMIC_TIMES',
-           'PTBXL_CODES', 'PTBXL_PHRASES', 'ZZU_FINDINGS', 'ZZU_OTHER', 'ZZU_DISEASES', 'ZZU_OTHER_ICD', 'mimic_report',
-           'mimic_measurements', 'scp_codes', 'heart_axis', 'ptbxl_report', 'zzu_dictionary', 'zzu_codes',
-           'zzu_findings', 'pack', 'zzu_pack', 'zzu_icd', 'zzu_sqi']
+           'PTBXL_CODES', 'PTBXL_PHRASES', 'ZZU_FINDINGS', 'ZZU_OTHER', 'ZZU_RHYTHMS', 'ZZU_DISEASES', 'ZZU_OTHER_ICD',
+           'mimic_report', 'mimic_measurements', 'scp_codes', 'heart_axis', 'ptbxl_report', 'zzu_dictionary',
+           'zzu_codes', 'zzu_findings', 'pack', 'zzu_pack', 'zzu_icd', 'zzu_sqi']
 
 # %% ../../nbs/simulation/06_phrases.ipynb #8951957b
 from importlib.resources import files
@@ -252,7 +252,9 @@ def zzu_codes() -> tuple:
     return pick("AHA(Category&Code)"), pick("CHN(Category&Code)")
 
 # %% ../../nbs/simulation/06_phrases.ipynb #2e3b6d3a
-def zzu_findings(positives, rng=None, other=.12) -> list:
+ZZU_RHYTHMS = {"ventricular tachycardia": "Ventricular tachycardia", "junctional rhythm": "Junctional escape complex(es)"}
+
+def zzu_findings(positives, rng=None, other=.12, rhythm="") -> list:
     "Descriptions, with `+modifier` where there is one, for a set of labels; `other` is the share with a finding outside our labels."
     rng, have = rng or np.random.default_rng(0), set(positives)
     out = [str(rng.choice(ZZU_FINDINGS[k])) for k in ZZU_FINDINGS if k in have]
@@ -260,7 +262,8 @@ def zzu_findings(positives, rng=None, other=.12) -> list:
         out = [f for f in out if f.split("+")[0] not in ("ST deviation", "T-wave abnormality")] + [
             "ST deviation with T-wave change"
         ]
-    if not have or ("NORM" not in have and rng.random() < other): out.append(str(rng.choice(ZZU_OTHER)))
+    if rhythm in ZZU_RHYTHMS: out.append(ZZU_RHYTHMS[rhythm])      # stated, though no label names it
+    if not out or ("NORM" not in have and rng.random() < other): out.append(str(rng.choice(ZZU_OTHER)))
     if "NORM" in have and len(out) > 1: out[out.index("Normal ECG")] = "Otherwise normal ECG"
     return out
 
@@ -301,9 +304,9 @@ ZZU_DISEASES = (  # disease type, category, ICD-10 code with the release's own p
 )
 ZZU_OTHER_ICD = ("I49.9", "J18.9", "I50.9", "J35.3", "R55", "E87.8", "L40.4", "Z98.8")
 
-def zzu_icd(sick, rng) -> str:
-    "ICD-10 codes of an admission, packed."
-    share = np.array([d[3] for d in ZZU_DISEASES])
+def zzu_icd(sick, rng, disease=None) -> str:
+    "ICD-10 codes of an admission, packed; `disease` is a type of `ZZU_DISEASES`, None: any of them."
+    share = np.array([d[3] * (disease in (None, " ".join(d[0].split()))) for d in ZZU_DISEASES])
     codes = [ZZU_DISEASES[rng.choice(len(share), p=share / share.sum())][2]] if sick else []
     codes += [str(c) for c in rng.choice(ZZU_OTHER_ICD, rng.integers(0 if sick else 1, 3), replace=False)]
     return pack(sorted(codes))

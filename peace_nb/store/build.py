@@ -6,8 +6,6 @@ __all__ = ['prepare_chunk', 'spool', 'SpooledCohort', 'build_store']
 # %% ../../nbs/store/03_build.ipynb #520da4b6
 import json, shutil
 from collections import deque
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +13,8 @@ import pandas as pd
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from ..files import write_json
+from ..files import of_the_machine, write_json
+from ..processes import alone, workers
 from ..settings import PeaceError
 from ..signals.kernels import warm, warmed
 from ..signals.prepare import prepare_flagged, quality_text, SignalSpec
@@ -33,6 +32,13 @@ def _one(cohort, spec: SignalSpec, rid): # (units (L, n) int16, mask (L,), flags
     units, clipped = to_int16(x)
     return units, mask, found, clipped
 
+def _still_there(cohort, error: Exception):
+    "Raise what is no fault of a record: a machine at its limits, or a disk that has gone."
+    if isinstance(error, OSError) and of_the_machine(error): raise error
+    root = getattr(cohort, "root", None)
+    if root is not None and not Path(root).is_dir():
+        raise PeaceError(f"{root} is not there any more; what is prepared is kept, the same call goes on") from error
+
 def prepare_chunk(cohort, spec: SignalSpec, ids: list) -> Chunk:
     "Read and prepare some records of a cohort; runs in a worker process."
     units, masks = np.empty((len(ids), len(spec.leads), spec.n), np.int16), np.zeros((len(ids), len(spec.leads)), bool)
@@ -41,13 +47,15 @@ def prepare_chunk(cohort, spec: SignalSpec, ids: list) -> Chunk:
         try:
             units[len(good)], masks[len(good)], found, c = _one(cohort, spec, rid)
         except (PeaceError, OSError) as e:
+            _still_there(cohort, e)
             bad.append({"record_id": rid, "kind": getattr(e, "kind", "unreadable"), "reason": str(e)})
             continue
         flags.append(quality_text(found))
         good.append(rid)
         clipped += c
     table = cohort.table.loc[good].copy()
-    table["quality"] = ["; ".join(filter(None, pair)) for pair in zip(table["quality"].fillna(""), flags)]
+    said = ["; ".join(filter(None, pair)) for pair in zip(table["quality"].fillna(""), flags)]
+    table["quality"] = pd.Series(said, index=table.index, dtype=object)     # text also where no record was good
     return Chunk(
         units[: len(good)], masks[: len(good)], table, cohort.labels.loc[good].astype("float32"),
         pd.DataFrame(bad, columns=SET_ASIDE), clipped
@@ -112,7 +120,7 @@ def _chunks(cohort, spec: SignalSpec, todo: list, jobs: int):
             part, ids = _rows(cohort, *ab)
             yield prepare_chunk(part, spec, ids)
         return
-    with ProcessPoolExecutor(jobs, get_context("spawn"), warm) as pool:
+    with workers(jobs, warm) as pool:
         queue = deque()
         for ab in todo:
             part, ids = _rows(cohort, *ab)
@@ -130,20 +138,8 @@ def _told(coverage): # dict, or None
             "unmatched": {str(k): int(v) for k, v in coverage.unmatched.sort_values(ascending=False).head(200).items()}}
 
 # %% ../../nbs/store/03_build.ipynb #0f7e9670
-def build_store(
-    cohort, # has `.table`, `.labels`, `.fingerprint`, `.part(ids)` and `.raw(record_id) -> (signal (C, T) mV, names, fs)`
-    spec: SignalSpec, # what to bring every record to
-    path, # folder to create
-    jobs: int = 1, # worker processes
-    progress: bool = True, # show a bar (only where a terminal reads along)
-    overwrite: bool = False, # replace a store made from something else, or a damaged one
-    chunk: int = 256, # records per chunk: what a kill can cost
-    tick=None, # called with (records finished, all records) after every chunk
-) -> SignalStore:
-    "Prepare a cohort into a store; resumes a killed build; bad records are set aside with their reason."
-    path, source = Path(path), f"{cohort.name}:{cohort.fingerprint}"
-    if (there := finished_store(path, spec, source, overwrite)) is not None: return there
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _build(cohort, spec: SignalSpec, path: Path, source: str, jobs: int, progress: bool, chunk: int, tick):
+    "Prepare what is missing of a store, and finish it; the caller holds its lock."
     total = len(cohort) if isinstance(cohort, SpooledCohort) else len(cohort.table)
     todo = [(i, min(i + chunk, total)) for i in range(0, total, chunk)]
     writer = Writer(path, spec, json.dumps([source, spec.to_dict(), chunk]))
@@ -168,4 +164,23 @@ def build_store(
             },
         )
     finally: writer.close()   # an open file could be neither moved nor removed on Windows
+
+# %% ../../nbs/store/03_build.ipynb #ad0bbee0
+def build_store(
+    cohort, # has `.table`, `.labels`, `.fingerprint`, `.part(ids)` and `.raw(record_id) -> (signal (C, T) mV, names, fs)`
+    spec: SignalSpec, # what to bring every record to
+    path, # folder to create
+    jobs: int = 1, # worker processes
+    progress: bool = True, # show a bar (only where a terminal reads along)
+    overwrite: bool = False, # replace a store made from something else, or a damaged one
+    chunk: int = 256, # records per chunk: what a kill can cost
+    tick=None, # called with (records finished, all records) after every chunk
+) -> SignalStore:
+    "Prepare a cohort into a store; resumes a killed build; bad records are set aside with their reason. Raises `PeaceError` while another process builds it."
+    path, source = Path(path), f"{cohort.name}:{cohort.fingerprint}"
+    # a finished store is only read, perhaps from a disk that takes no lock
+    if not overwrite and (there := finished_store(path, spec, source, False)) is not None: return there
+    with alone(path):
+        if (there := finished_store(path, spec, source, overwrite)) is not None: return there
+        _build(cohort, spec, path, source, jobs, progress, chunk, tick)
     return SignalStore.open(path, spec)

@@ -11,7 +11,9 @@ import numpy as np
 
 from ..cohorts.records import Counts
 from ..signals.kernels import LANES, filter_taps, COMPILED, there_and_back
-from ..signals.prepare import MIN_SECONDS, TO_MV, judge, sections, canonical_lead, SignalSpec
+from peace_nb.signals.prepare import (
+    MIN_SECONDS, TO_MV, SignalSpec, believed_rate, canonical_lead, judge, sections, short_text
+)
 
 # %% ../../nbs/store/04_quick.ipynb #1dedff6c
 @lru_cache(maxsize=256)
@@ -34,6 +36,7 @@ def prepare_counts(
     "What `prepare_flagged` and a rounding to microvolts give, for an ordinary record."
     d, fs, lanes = counts.samples, counts.fs, _lanes_of(counts.names, counts.units, spec.leads)
     if lanes is None or not 50 <= fs <= 20_000 or len(d) < MIN_SECONDS * fs: return None
+    fs = believed_rate(len(d), fs, spec)
     if (seen := survey(d, round(spec.seconds * fs))) is None or seen[3]: return None
     (low, high, sums, _), (lane, there, scale) = seen, lanes
     if check and counts.sums.any() and ((sums - counts.sums) % 65536).any(): return None
@@ -43,7 +46,7 @@ def prepare_counts(
     mask[there] = True
     flags, mask = judge(np.zeros(len(mask)), high, low, mask, spec.leads)
     if not mask.any(): return None
-    if len(d) < round(fs * spec.seconds): flags["short"] = [f"{len(d) / fs:.1f}s"]
+    if len(d) < round(fs * spec.seconds): flags["short"] = [short_text(len(d) / fs, spec.seconds)]
     T, sos = min(len(d), int((spec.seconds + 2) * fs) + 1), sections(fs, *spec.band) if spec.band else np.empty((0, 6))
     kept = mask[there]
     units, clipped = condition(

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from fastcore.basics import patch
 from tqdm import tqdm
 
+from ..processes import alone
 from ..settings import PeaceError
 from ..signals.prepare import SignalSpec
 from .writer import FILES, MICROVOLT, SET_ASIDE, Chunk, clear, npy_header, Writer, to_int16
@@ -147,19 +148,8 @@ def finished_store(path: Path, spec: SignalSpec, source: str, overwrite: bool): 
     clear(path)
 
 # %% ../../nbs/store/01_store.ipynb #119269ba
-@patch(cls_method=True)
-def create(cls: SignalStore,
-    path, # folder to create
-    spec: SignalSpec, # what the blocks hold
-    blocks, # yields (signals (b, L, n) float32 mV, mask (b, L), table DataFrame, labels DataFrame)
-    total: int | None = None, # records expected, for the progress bar
-    source: str = "", # a word on where the blocks come from: two builds with the same source are taken to be the same
-    progress: bool = True, # show a bar (only where a terminal reads along)
-    overwrite: bool = False, # replace a store made from something else, or a damaged one
-) -> SignalStore:
-    "A store from blocks that are already prepared, in constant memory. An existing store of the same `source` is opened instead."
-    path = Path(path)
-    if (there := finished_store(path, spec, source, overwrite)) is not None: return there
+def _create(path: Path, spec: SignalSpec, blocks, total: int | None, source: str, progress: bool):
+    "Write the blocks as a store; the caller holds its lock."
     clear(path.with_name(path.name + ".partial"))
     writer, seen = Writer(path, spec, f"create:{source}"), set()
     try:
@@ -172,6 +162,24 @@ def create(cls: SignalStore,
         writer.discard()
         raise
     writer.finish(source, {"built_by": "create"})
+
+# %% ../../nbs/store/01_store.ipynb #8dc6fa8f
+@patch(cls_method=True)
+def create(cls: SignalStore,
+    path, # folder to create
+    spec: SignalSpec, # what the blocks hold
+    blocks, # yields (signals (b, L, n) float32 mV, mask (b, L), table DataFrame, labels DataFrame)
+    total: int | None = None, # records expected, for the progress bar
+    source: str = "", # a word on where the blocks come from: two builds with the same source are taken to be the same
+    progress: bool = True, # show a bar (only where a terminal reads along)
+    overwrite: bool = False, # replace a store made from something else, or a damaged one
+) -> SignalStore:
+    "A store from blocks that are already prepared, in constant memory. An existing store of the same `source` is opened instead."
+    path = Path(path)
+    if not overwrite and (there := finished_store(path, spec, source, False)) is not None: return there
+    with alone(path):
+        if (there := finished_store(path, spec, source, overwrite)) is not None: return there
+        _create(path, spec, blocks, total, source, progress)
     return cls.open(path, spec)
 
 # %% ../../nbs/store/01_store.ipynb #1ca95058

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fastcore.basics import patch
 
-from ..files import frame_bytes, replacing, temporary_for, write_json
+from ..files import frame_bytes, naming, replacing, temporary_for, write_json
 from ..settings import PeaceError
 from ..signals.prepare import SignalSpec
 
@@ -92,19 +92,26 @@ class Writer:
         self._open()
 
     def _contiguous(self) -> list:
-        "Receipts 0, 1, 2, … as far as they go without a gap."
+        "Receipts 0, 1, 2, … as far as they go without a gap and their tables and samples are on the disk."
         found = []
-        while (p := self.parts / f"{len(found):07d}.json").exists():
-            found.append(json.loads(p.read_text(encoding="utf-8")))
+        while (receipt := _receipt(self.parts / f"{len(found):07d}.json")) is not None: found.append(receipt)
+        while found and not self._arrived(found): found.pop()
         return found
+
+    def _arrived(self, receipts: list) -> bool:
+        "Do the samples of the last of these chunks lie in the array? What a power failure took is prepared again."
+        size = 2 * len(self.spec.leads) * self.spec.n
+        first = len(npy_header((0, len(self.spec.leads), self.spec.n))) + size * sum(r["rows"] for r in receipts[:-1])
+        if not self.file.exists(): return False
+        with open(self.file, "rb") as f:
+            f.seek(first)
+            return hashlib.sha256(f.read(size * receipts[-1]["rows"])).hexdigest() == receipts[-1]["sha256"]
 
     def _open(self):
         "Open the array for appending, cut back to what the receipts vouch for."
         head = npy_header((0, len(self.spec.leads), self.spec.n))
-        if not self.file.exists(): self.file.write_bytes(head)
+        if not self.rows: self.file.write_bytes(head)
         vouched = len(head) + self.rows * 2 * len(self.spec.leads) * self.spec.n
-        if self.file.stat().st_size < vouched:
-            raise PeaceError(f"{self.file} is shorter than its receipts say; delete {self.dir} and build again")
         self.f = open(self.file, "r+b")
         self.f.truncate(vouched)
         self.f.seek(vouched)
@@ -116,6 +123,14 @@ class Writer:
         self.close()
         shutil.rmtree(self.dir)
 
+def _receipt(path: Path) -> dict | None:
+    "The receipt of a chunk, None where it or the tables that it vouches for are not whole."
+    try:
+        receipt = json.loads(path.read_text(encoding="utf-8"))
+        tables = [pq.read_metadata(path.with_suffix(e)).num_rows for e in (".table", ".labels")]
+        return receipt if tables == [receipt["rows"]] * 2 else None
+    except (OSError, ValueError, KeyError, TypeError): return None    # pyarrow's complaints are among them
+
 def _plan_of(note: Path):
     "The plan of an unfinished build; None when there is none or it cannot be read, which counts as another build."
     try: return json.loads(note.read_text(encoding="utf-8")).get("plan")
@@ -126,8 +141,9 @@ def _plan_of(note: Path):
 def append(self: Writer, chunk: Chunk):
     "Signals first, then the receipt that vouches for them."
     raw = np.ascontiguousarray(chunk.units, "<i2").tobytes()
-    self.f.write(raw)
-    self.f.flush()
+    with naming(self.file):
+        self.f.write(raw)
+        self.f.flush()
     stem = self.parts / f"{self.done:07d}"
     masks = pd.DataFrame(chunk.mask, columns=[f"mask_{l}" for l in self.spec.leads], index=chunk.table.index)
     _write_frame(chunk.table.join(masks), stem.with_suffix(".table"))
@@ -143,15 +159,17 @@ def append(self: Writer, chunk: Chunk):
 @patch
 def finish(self: Writer, source: str, note: dict) -> Path:
     "Write header, tables and `store.json`, then rename the folder into place."
-    self.f.seek(0)
-    self.f.write(npy_header((self.rows, len(self.spec.leads), self.spec.n)))
-    self.f.flush()
-    os.fsync(self.f.fileno())
-    self.close()
+    with naming(self.file):
+        self.f.seek(0)
+        self.f.write(npy_header((self.rows, len(self.spec.leads), self.spec.n)))
+        self.f.flush()
+        os.fsync(self.f.fileno())
+        self.close()
     for k in ("table", "labels"):
         _join_frames([self.parts / f"{i:07d}.{k}" for i in range(self.done)], self.dir / f"{k}.parquet")
     bad = pd.DataFrame([b for r in self.receipts for b in r["bad"]], columns=SET_ASIDE)
-    bad.to_csv(self.dir / "set_aside.csv", index=False, lineterminator="\n")
+    with naming(self.dir / "set_aside.csv"):
+        bad.to_csv(self.dir / "set_aside.csv", index=False, lineterminator="\n")
     digest = hashlib.sha256(
         json.dumps([self.spec.to_dict(), [[r["tables"], r["sha256"]] for r in self.receipts if r["rows"]]]).encode()
     ).hexdigest()
