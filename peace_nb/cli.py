@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['AFTER', 'app', 'Model', 'LABS_WARNING', 'COPIES', 'Commands', 'paper', 'run_step', 'manuscript', 'report', 'simulate',
-           'predict_record', 'predict_labs', 'predict', 'evaluate_cohort', 'evaluate', 'download', 'datasets',
-           'prepare', 'describe', 'main']
+           'predict_record', 'predict_labs', 'predict', 'predict_rhythm', 'evaluate_cohort', 'evaluate', 'download',
+           'datasets', 'prepare', 'describe', 'main']
 
 # %% ../nbs/04_command_line.ipynb #10e8d6c5
 import json, os, sys, tempfile
@@ -308,6 +308,35 @@ def predict(
     if plot.is_dir(): raise PeaceError(f"{plot} is a folder; the picture needs the name of a file")
     _plot(record, found, plot)
 
+# %% ../nbs/04_command_line.ipynb #0c5d4f07
+@app.command("predict-rhythm")
+def predict_rhythm(
+    record: Annotated[Path, typer.Argument(help="A WFDB recording, path without extension or its .hea file.")],
+    model: Annotated[
+        Path, typer.Option("--model", help="Folder of a network, for example paper/build/demo/agcacl/models/taught.")
+    ],
+    surface: Annotated[bool, typer.Option("--surface", help="Read the surface ECG alone.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    plot: Annotated[
+        Optional[Path], typer.Option(help="Write lead II and the strip of rhythms to this PNG.")
+    ] = None,
+):
+    "Read the rhythm of a recording over time."
+    from peace_nb.rhythms.reading import draw_rhythms, predict_rhythm as read, rhythm_runs_of
+    table, told = read(record, model, False if surface else None)
+    runs = rhythm_runs_of(table)
+    if plot:
+        import matplotlib
+        matplotlib.use("Agg")
+        from peace_nb.files import replacing
+        with replacing(plot) as tmp: draw_rhythms(record, table).savefig(tmp, format="png", dpi=130, bbox_inches="tight")
+    if as_json: return print(json.dumps({**told, "rhythms": json.loads(runs.to_json(orient="records"))}, indent=1))
+    print(f"{told['record']}: {told['seconds']:.0f} s at {told['fs']:g} Hz, {len(told['leads'])} leads, "
+          f"catheters: {' '.join(told['catheters']) or 'none read'}")
+    for r in runs.itertuples(): print(f"  {r.start:8.1f} - {r.end:8.1f} s  {r.rhythm:18} {r.probability:.2f}")
+    print(f"The network was trained on: {told['trained_on'] or 'not noted'}")
+    print("Research software, no medical device: a network's scores, not diagnoses.")
+
 # %% ../nbs/04_command_line.ipynb #f2150b08
 COPIES = {"cinc": ("cinc-2021", "cinc-2020")}   # cohort -> the data sets that hold it, where they have other names
 
@@ -495,6 +524,15 @@ def datasets(
         )
 
 # %% ../nbs/04_command_line.ipynb #8af7e7f2
+def _prepare_rhythms(root: Path, store: Path, jobs: int):
+    "Windows of rhythms with catheters, beside the store of twelve leads."
+    from peace_nb.rhythms.preparation import prepare_rhythms
+    made = prepare_rhythms(root, store / "leipzig-rhythms", jobs=jobs)
+    counts = ", ".join(f"{c} {n}" for c, n in made.table["class"].value_counts().items())
+    print(f"{made.folder}: {len(made):,} windows inside one rhythm, of {made.table['patient_id'].nunique()} children ({counts})")
+    for what, rows in made.aside.groupby("what"):
+        print(f"  set aside: {what} ({len(rows)} studies, {rows['windows'].sum()} windows)")
+
 @app.command()
 def prepare(
     name: Annotated[str, typer.Argument(help="mimic-iv-ecg, ptb-xl, zzu-pecg or another cohort this package reads.")],
@@ -520,6 +558,7 @@ def prepare(
         name, _root_of(name, root), store, jobs, SignalSpec(fs=fs, seconds=seconds), report=not no_report,
         others=tuple(other or ()), split=split, model=model, overwrite=overwrite
     )
+    if name == "leipzig": _prepare_rhythms(_root_of(name, root), store, jobs)
 
 # %% ../nbs/04_command_line.ipynb #127d65ef
 @app.command()

@@ -15,7 +15,7 @@ from peace_nb.pipeline.steps import STEPS, sources, step_of
 # From below to above: a room may import from rooms above it in this list, never the other way.
 FLOORS = (
     "settings files", "processes", "labels signals", "ages", "datasets models", "cohorts", "clinical", "knowledge simulation", "store",
-    "methods", "evaluation", "training", "pipeline", "prepare", "cli"
+    "methods", "evaluation", "training rhythms", "pipeline", "prepare", "cli"
 )
 HEIGHT = {room: n for n, floor in enumerate(FLOORS) for room in floor.split()}
 APART = {"lessons"}   # for teaching alone: nothing may import it

@@ -17,8 +17,8 @@ from .rows import run_spec
 from .runner import LAUNCHER, run_notebook, with_warnings
 from .warm import BuildProgress, follow, warm_server
 from ..processes import alone
-from .steps import Job, jobs, stage_settings, step_name, step_of, studies, where
-from ..settings import CHOICES, CHOSEN, PLACE, PeaceError, ROOTS, data_kind, data_root, load_profile, project_root, runs
+from .steps import Job, jobs, stage_settings, step_name, step_of, studies, study_of, where
+from ..settings import CHOICES, CHOSEN, PLACE, PeaceError, data_kind, data_root, load_profile, project_root, runs
 
 # %% ../../nbs/pipeline/05_build.ipynb #7b966ede
 def run_step(step: str, profile: str, **params) -> dict:
@@ -30,7 +30,7 @@ def run_step(step: str, profile: str, **params) -> dict:
     entry = run_notebook(
         where(row), build / "notebooks" / f"{name}.ipynb", {"profile": profile, **params},
         threads=load_profile(profile).threads, record=build / "provenance" / f"{name}.json",
-        notes={"step": name, "profile": profile, "data": data_kind(load_profile(profile)), "settings": kept}
+        notes={"step": name, "profile": profile, "data": data_kind(load_profile(profile), study_of(row.study).roots), "settings": kept}
     )
     print(f"{datetime.now():%H:%M:%S}  {name}: {entry['seconds']:.0f} s, {entry['peak_memory_mb']} MB", flush=True)
     return entry
@@ -106,7 +106,9 @@ def build_paper(
     "Build the papers of `profile`. Raises `PeaceError` where a step fails, or another process builds them."
     p = load_profile(profile)
     if cores < 1: raise PeaceError(f"cores is {cores}; at least one step must be allowed to run")
-    for cohort in ROOTS: data_root(p, cohort)   # an error in a root or a name is reported before any work
+    # an error in a root or a name is reported before any work
+    for name in [study] if study else studies():
+        for cohort in study_of(name).roots: data_root(p, cohort)
     for m in (*p.methods, *p.sim2real_methods): _check_encoder(run_spec(m).encoder)
     jobs(profile, study)
     build, own = build_dir(profile, None), study or studies()[0]

@@ -3,11 +3,12 @@
 # %% auto #0
 __all__ = ['SIGNAL', 'TRAIN', 'KNOWLEDGE', 'TABLE', 'COHORT', 'TUNE', 'each', 'SCORES', 'BOTH_WAYS', 'MODELS', 'SIM2REAL', 'ALL',
            'COHORT_STEPS', 'TRAIN_STEPS', 'TABLE_STEPS', 'FIGURE_STEPS', 'CLINICAL_GROUPS', 'CLINICAL', 'HOSPITALS',
-           'CLINICAL_STEPS', 'STEPS', 'BY_NAME', 'MACHINERY', 'STUDIES', 'Each', 'Step', 'stores', 'splits', 'tables',
-           'figure', 'framed', 'simulated', 'base', 'aligned', 'has_aligned', 'pretrained', 'both_ways', 'cohort',
-           'clinical_rows', 'clinical_networks', 'clinical_step', 'clinical_scores', 'hospital', 'step_of', 'where',
-           'studies', 'left_out', 'stage_settings', 'sources', 'Job', 'step_name', 'jobs', 'step_names', 'check_steps',
-           'Study', 'study_of', 'printed', 'places']
+           'CLINICAL_STEPS', 'STEPS', 'RHYTHM', 'WINDOWS', 'RHYTHM_SCORES', 'RHYTHM_PROTOTYPES', 'RHYTHM_STEPS',
+           'RHYTHM_PAGES', 'BY_NAME', 'MACHINERY', 'STUDIES', 'Each', 'Step', 'stores', 'splits', 'tables', 'figure',
+           'framed', 'simulated', 'base', 'aligned', 'has_aligned', 'pretrained', 'both_ways', 'cohort',
+           'clinical_rows', 'clinical_networks', 'clinical_step', 'clinical_scores', 'hospital', 'rhythm_runs',
+           'rhythm_step', 'step_of', 'where', 'studies', 'left_out', 'stage_settings', 'sources', 'Job', 'step_name',
+           'jobs', 'step_names', 'check_steps', 'Study', 'study_of', 'study_note', 'printed', 'places']
 
 # %% ../../nbs/pipeline/02_steps.ipynb #c43e350d
 import ast, json, re
@@ -18,7 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from .rows import ASIDE, framed_runs, main_settings, method_group, pretrained_as, run_spec
-from ..settings import PeaceError, Profile, load_profile, project_root, runs, seeds_for
+from ..settings import PeaceError, Profile, ROOTS, data_kind, load_profile, project_root, runs, seeds_for
 
 # %% ../../nbs/pipeline/02_steps.ipynb #4a3f397a
 SIGNAL = ("fs", "seconds", "band_low", "band_high", "how_ten_seconds")
@@ -449,6 +450,92 @@ CLINICAL_STEPS = [
 # %% ../../nbs/pipeline/02_steps.ipynb #1797d984
 STEPS = (*COHORT_STEPS, *TRAIN_STEPS, *TABLE_STEPS, *FIGURE_STEPS, *CLINICAL_STEPS)
 
+
+# %% ../../nbs/pipeline/02_steps.ipynb #7ad07487
+RHYTHM = ("rhythm_folds", "rhythm_repeats", "rhythm_methods")
+WINDOWS = "stores/leipzig/store.json"
+
+def rhythm_runs(p: Profile) -> list: return [(m, k) for m in p.rhythm_methods for k in range(p.rhythm_repeats)]
+
+RHYTHM_SCORES = each("scores/{method}/seed{seed}/predictions.parquet", rhythm_runs)
+RHYTHM_PROTOTYPES = each("scores/{method}/seed{seed}/prototypes.csv", rhythm_runs)
+
+def rhythm_step(name: str, notebook: str, **row) -> Step:
+    "A row of the AGCACL study; its tables and figures read finished files."
+    return Step(name, notebook, study="agcacl", **row)
+
+RHYTHM_STEPS = [
+    rhythm_step(
+        "rhythm-studies", "01_studies", outputs=(WINDOWS, "truth.csv"),
+        settings=("leipzig_root", "rhythm_windows", "rhythm_seconds", "rhythm_fs", "cohort_seed")
+    ),
+    rhythm_step(
+        "rhythm-train", "02_train", per_run=rhythm_runs, inputs=(WINDOWS,), outputs=(RHYTHM_SCORES, RHYTHM_PROTOTYPES),
+        settings=("rhythm_folds", "rhythm_epochs")
+    ),
+    rhythm_step(
+        "rhythm-controls", "03_controls", inputs=(WINDOWS, "truth.csv"),
+        outputs=("controls.csv", "few.csv"),
+        settings=("leipzig_root", "rhythm_folds", "rhythm_epochs", "rhythm_windows", "rhythm_seconds", "rhythm_fs",
+                  "cohort_seed")
+    ),
+    rhythm_step(
+        "rhythm-bedside", "04_bedside", inputs=(WINDOWS,), outputs=("models/taught/rhythm.json", "bedside.csv"),
+        settings=("rhythm_epochs",)
+    ),
+]
+
+# %% ../../nbs/pipeline/02_steps.ipynb #ce62d26d
+RHYTHM_PAGES = [
+    rhythm_step(
+        "rhythm-table-1", "table_01_cohort", inputs=(WINDOWS, "truth.csv"),
+        outputs=tables(1, "cohort", "support", "aside", "note"), settings=("rhythm_folds",), kernel="light",
+        facts=("table_1_cohort", "table_1_support"),
+        shows="children, rhythms and windows, beside the counts of the real database, and what each fold is tested on"
+    ),
+    rhythm_step(
+        "rhythm-table-2", "table_02_methods", inputs=(WINDOWS, RHYTHM_SCORES),
+        outputs=tables(2, "methods", "long", "reported", "note"), settings=(*RHYTHM, "bootstrap"), kernel="light",
+        files=("reported.yaml",),
+        shows="each method, tested on windows of known children and on other children; the difference is the leak"
+    ),
+    rhythm_step(
+        "rhythm-table-3", "table_03_ablation", inputs=(WINDOWS, RHYTHM_SCORES), outputs=tables(3, "ablation", "note"),
+        settings=(*RHYTHM, "bootstrap"), kernel="light",
+        shows="what each third of AGCACL is worth, and two other readings of it"
+    ),
+    rhythm_step(
+        "rhythm-table-4", "table_04_statistics", inputs=(WINDOWS, RHYTHM_SCORES),
+        outputs=tables(4, "statistics", "leak", "note"), settings=(*RHYTHM, "bootstrap"), kernel="light",
+        shows="AGCACL against each rival, and the leak of each method, tested over children"
+    ),
+    rhythm_step(
+        "rhythm-table-5", "table_05_controls", inputs=(WINDOWS, RHYTHM_SCORES, "controls.csv", "few.csv", "bedside.csv"),
+        outputs=tables(5, "controls", "few", "taught", "note"), settings=(*RHYTHM, "bootstrap"), kernel="light",
+        shows="controls with a known answer, rhythms known from few children, and what catheters teach a network that reads the ECG alone"
+    ),
+    rhythm_step(
+        "rhythm-table-6", "table_06_claims", inputs=("tables/table_2_methods.csv", "tables/table_3_ablation.csv", "tables/table_4_statistics.csv"),
+        outputs=tables(6, "claims", "note"), settings=(*RHYTHM, "leipzig_root"), kernel="light",
+        files=("claims_agcacl.csv", "reported.yaml"),
+        shows="the claims of the two abstracts, what came out, and the verdict"
+    ),
+    rhythm_step(
+        "rhythm-figure-1", "figure_01_study", inputs=(WINDOWS,), outputs=figure("figure_1_study"),
+        settings=("leipzig_root",), kernel="light", shows="one child in three rhythms, leads above and catheters below"
+    ),
+    rhythm_step(
+        "rhythm-figure-2", "figure_02_confusion", inputs=(WINDOWS, RHYTHM_SCORES), outputs=figure("figure_2_confusion"),
+        settings=RHYTHM, kernel="light", shows="what is taken for what, in both splits"
+    ),
+    rhythm_step(
+        "rhythm-figure-3", "figure_03_embedding", inputs=(RHYTHM_SCORES, RHYTHM_PROTOTYPES),
+        outputs=figure("figure_3_embedding"), settings=RHYTHM, kernel="light",
+        shows="windows of children the network has not seen, around the prototypes"
+    ),
+]
+STEPS = (*COHORT_STEPS, *TRAIN_STEPS, *TABLE_STEPS, *FIGURE_STEPS, *RHYTHM_STEPS, *RHYTHM_PAGES)
+
 # %% ../../nbs/pipeline/02_steps.ipynb #d63f546a
 def step_of(name: str, steps=STEPS) -> Step:
     "The row called `name`. Raises `PeaceError` where there is none."
@@ -476,7 +563,7 @@ def stage_settings(
 ) -> SimpleNamespace:
     "The settings that a step may read, and no others; of a method with `@` or `+`, as its name changes them."
     p, keys = load_profile(profile), step_of(step).settings
-    spec = run_spec(method) if method else None
+    spec = run_spec(method) if method and step_of(step).study == "peace" else None
     if step == "pretrain" and method: keys = (*keys, *_text_keys(spec.name))
     return SimpleNamespace(**_as_named({k: getattr(p, k) for k in keys}, spec, method))
 
@@ -683,6 +770,8 @@ class Study:
     reads: str        # how a cell of that table reads
     claims: str       # its table of claims, with a column `verdict`; empty where it has none
     figure: str       # the figure shown largest
+    roots: tuple[str, ...] = tuple(ROOTS)   # its cohorts, as settings name them
+    repeats: str = ""  # setting with its number of repeats; empty: it has seeds per method
 
 STUDIES = (
     Study(
@@ -699,6 +788,13 @@ STUDIES = (
         reads="Macro AUROC in percent over the diagnoses with its 95 % interval over patients.",
         claims="tables/table_7_claims.csv", figure="figures/figure_3_laboratory.png"
     ),
+    Study(
+        "agcacl", "AGCACL, regenerated", "Arrhythmias of children from leads and catheters, with a class-aware contrastive loss",
+        headline="tables/table_2_methods.csv",
+        reads="Percent with 95 % intervals over children; the last column is how much of the first F1 is lost on other children.",
+        claims="tables/table_6_claims.csv", figure="figures/figure_1_study.png", roots=("leipzig",),
+        repeats="rhythm_repeats"
+    ),
 )
 
 def study_of(name: str, known=STUDIES) -> Study:
@@ -706,6 +802,11 @@ def study_of(name: str, known=STUDIES) -> Study:
     for study in known:
         if study.name == name: return study
     raise PeaceError(f"There is no study {name!r}; there are {', '.join(s.name for s in known)}.")
+
+def study_note(profile: str, study: str) -> str:
+    "What the numbers of a study with repeats were made on, for captions and page footers."
+    p, about = load_profile(profile), study_of(study)
+    return f"Data: {data_kind(p, about.roots)}. Profile: {profile}. Repeats: {getattr(p, about.repeats)}."
 
 # %% ../../nbs/pipeline/02_steps.ipynb #41d02847
 def printed(profile: str, study: str = "peace") -> list[str]:
