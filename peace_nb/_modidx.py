@@ -2457,6 +2457,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'peace_nb/simulation/hospital.py'),
                                               'peace_nb.simulation.hospital._laboratory': ( 'simulation/hospital.html#_laboratory',
                                                                                             'peace_nb/simulation/hospital.py'),
+                                              'peace_nb.simulation.hospital._measured': ( 'simulation/hospital.html#_measured',
+                                                                                          'peace_nb/simulation/hospital.py'),
                                               'peace_nb.simulation.hospital._of_value': ( 'simulation/hospital.html#_of_value',
                                                                                           'peace_nb/simulation/hospital.py'),
                                               'peace_nb.simulation.hospital._stays': ( 'simulation/hospital.html#_stays',
