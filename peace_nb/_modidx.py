@@ -2802,6 +2802,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                         'peace_nb/simulation/hospital_tables.py'),
                                                      'peace_nb.simulation.hospital_tables._laboratory': ( 'simulation/hospital_tables.html#_laboratory',
                                                                                                           'peace_nb/simulation/hospital_tables.py'),
+                                                     'peace_nb.simulation.hospital_tables._measured': ( 'simulation/hospital_tables.html#_measured',
+                                                                                                        'peace_nb/simulation/hospital_tables.py'),
                                                      'peace_nb.simulation.hospital_tables._of_value': ( 'simulation/hospital_tables.html#_of_value',
                                                                                                         'peace_nb/simulation/hospital_tables.py'),
                                                      'peace_nb.simulation.hospital_tables._stays': ( 'simulation/hospital_tables.html#_stays',

@@ -115,7 +115,7 @@ def simulate(
     person = draw(
         1, "child" if age < 16 else "adult", seed, age_days=max(age * 365.25, 0.5), labels=("NORM", *(label or ()))
     )
-    row, found = person.table.iloc[0], [l for l, has in person.labels.iloc[0].items() if has == 1]
+    row, found = person.table.iloc[0], [label for label, has in person.labels.iloc[0].items() if has == 1]
     _draw(
         person.signals[0], 500, plot, f"simulated, {age:g} years",
         ["read by the criteria of this age: " + (", ".join(found) or "nothing")]
@@ -177,7 +177,7 @@ def predict_record(record:Path|str,            # path of a WFDB record, with or 
     signal, names, fs, seconds = read_start(record, loaded.spec.seconds + 2)
     try: x, mask, flags = prepare_flagged(signal, names, fs, loaded.spec)
     except PeaceError as e: raise PeaceError(f"{record}: {e}") from None
-    leads = [l for l, m in zip(loaded.spec.leads, mask) if m]
+    leads = [lead for lead, m in zip(loaded.spec.leads, mask) if m]
     _enough_leads(record, leads, loaded.spec.leads)
     if frame: x = _framed(x, mask, age_years, loaded.spec.fs)
     scores = predict_signals(
@@ -185,9 +185,9 @@ def predict_record(record:Path|str,            # path of a WFDB record, with or 
     )[0]
     return {
         "record": str(record), "fs": float(fs), "seconds": seconds, "read_seconds": min(seconds, loaded.spec.seconds),
-        "leads": leads, "missing": [l for l in loaded.spec.leads if l not in leads], "quality": quality_text(flags),
+        "leads": leads, "missing": [lead for lead in loaded.spec.leads if lead not in leads], "quality": quality_text(flags),
         "age_years": age_years, "frame": frame, "reads_age": loaded.method.reads_age,
-        "probabilities": {l: round(float(s), 4) for l, s in zip(loaded.labels, scores)}
+        "probabilities": {label: round(float(s), 4) for label, s in zip(loaded.labels, scores)}
     }
 
 # %% ../nbs/04_command_line.ipynb #8f6052d6
@@ -236,7 +236,7 @@ def _plot(record:Path, found:dict, out:Path, top:int=3):
     signal, names, fs, _ = read_start(record, found["read_seconds"])
     x, mask = select_leads(signal, names)
     best = sorted(found["probabilities"].items(), key=lambda kv: -kv[1])[:top]
-    _draw(x, fs, out, Path(record).name, ["   ".join(f"{l} {p:.2f}" for l, p in best)], mask, dpi=150)
+    _draw(x, fs, out, Path(record).name, ["   ".join(f"{label} {p:.2f}" for label, p in best)], mask, dpi=150)
 
 # %% ../nbs/04_command_line.ipynb #1cb7fa2a
 LABS_WARNING = ("These are guesses of a network from an ECG alone. They replace no blood test; a normal answer excludes nothing. "
@@ -256,9 +256,10 @@ def predict_labs(
     except PeaceError as e: raise PeaceError(f"{record}: {e}") from None
     diagnoses, values = read_ecgs(loaded, x[None], mask[None])
     measured = loaded.measured.set_index("target").reindex(loaded.reader.targets)
+    measured = json.loads(measured.to_json(orient="index"))   # plain numbers, None for NaN
     laboratory = [
         {"abnormality": t, "probability": None if p != p else round(float(p), 4),
-         **{k: None if v != v else v for k, v in measured.loc[t].items()}}
+         **measured[t]}
         for t, p in zip(loaded.reader.targets, values[0])
     ]
     return {"record": str(record), "quality": quality_text(flags),

@@ -23,7 +23,7 @@ def macro_draws(
     found = []
     for frame in seeds:
         p = panel(frame)
-        use = scorable(p)["scored"].to_numpy() & np.array([labels is None or l in labels for l in p.labels])
+        use = scorable(p)["scored"].to_numpy() & np.array([labels is None or label in labels for label in p.labels])
         if not use.any(): raise PeaceError("No label has both classes in the test records.")
         weights, who = patient_weights(p.patients, n_boot, seed)
         weights = np.hstack([np.ones((len(weights), 1)), weights])

@@ -6,8 +6,9 @@
 __all__ = ['PANELS', 'SECOND_ITEMS', 'TROPONIN_LIMIT', 'HEART_CODES', 'DISTURBANCES', 'UNRELATED', 'CODED', 'BLOCK', 'HOSPITAL',
            'TRUTH', 'ARRIVAL', 'draw_orders', 'draw_codes', 'hospital_roster', 'write_hospital']
 
-# %% ../../nbs/simulation/13_hospital_tables.ipynb #16c8474a
+# %% ../../nbs/simulation/13_hospital_tables.ipynb #4317b93b
 import json, os, shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -155,15 +156,18 @@ def _with_traps(rng, rows: pd.DataFrame) -> pd.DataFrame:
     index = rows[rng.random(n) < .01].assign(itemid=50934, value="8", valuenum=8.0, valueuom="", flag="")
     return pd.concat([rows, index, rows[rng.random(n) < .002]], ignore_index=True)      # the last: rows written twice
 
-# %% ../../nbs/simulation/13_hospital_tables.ipynb #0c9cd0a5
+# %% ../../nbs/simulation/13_hospital_tables.ipynb #f9b3831d
+def _measured(rng, values, rows, name, error, digits=0):
+    "A vital as a device shows it."
+    return np.round(values[name].to_numpy()[rows] + error * rng.normal(size=len(rows)), digits)
+
 def _vital_rows(rng, stays, values, rate, subjects, stay_ids) -> pd.DataFrame:
     "Rows of `vitalsign`: at arrival, and in most stays again."
     parts = []
     for k in range(2):
         rows = np.flatnonzero(rng.random(len(stays)) < (.97 if k == 0 else .6))
         minutes = rng.uniform(2, 20, len(rows)) + k * rng.uniform(60, 180, len(rows))
-        def near(name, error, digits=0, rows=rows):
-            return np.round(values[name].to_numpy()[rows] + error * rng.normal(size=len(rows)), digits)
+        near = partial(_measured, rng, values, rows)
         parts.append(pd.DataFrame({
             "subject_id": subjects[rows], "stay_id": stay_ids[rows],
             "charttime": stays["intime"].to_numpy()[rows] + (minutes * 60).astype("timedelta64[s]"),
