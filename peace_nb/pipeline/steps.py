@@ -3,12 +3,12 @@
 # %% auto #0
 __all__ = ['SIGNAL', 'TRAIN', 'KNOWLEDGE', 'TABLE', 'COHORT', 'TUNE', 'each', 'SCORES', 'BOTH_WAYS', 'MODELS', 'SIM2REAL', 'ALL',
            'COHORT_STEPS', 'TRAIN_STEPS', 'TABLE_STEPS', 'FIGURE_STEPS', 'CLINICAL_GROUPS', 'CLINICAL', 'HOSPITALS',
-           'CLINICAL_STEPS', 'STEPS', 'RHYTHM', 'WINDOWS', 'RHYTHM_SCORES', 'RHYTHM_PROTOTYPES', 'RHYTHM_STEPS',
-           'RHYTHM_PAGES', 'BY_NAME', 'MACHINERY', 'STUDIES', 'Each', 'Step', 'stores', 'splits', 'tables', 'figure',
-           'framed', 'simulated', 'base', 'aligned', 'has_aligned', 'pretrained', 'both_ways', 'cohort',
-           'clinical_rows', 'clinical_networks', 'clinical_step', 'clinical_scores', 'hospital', 'rhythm_runs',
-           'rhythm_step', 'step_of', 'where', 'studies', 'left_out', 'stage_settings', 'sources', 'Job', 'step_name',
-           'jobs', 'step_names', 'check_steps', 'Study', 'study_of', 'study_note', 'printed', 'places']
+           'CLINICAL_STEPS', 'RHYTHM', 'WINDOWS', 'RHYTHM_SCORES', 'RHYTHM_PROTOTYPES', 'RHYTHM_STEPS', 'RHYTHM_PAGES',
+           'STEPS', 'BY_NAME', 'MACHINERY', 'STUDIES', 'Each', 'Step', 'stores', 'splits', 'tables', 'figure', 'framed',
+           'simulated', 'base', 'aligned', 'has_aligned', 'pretrained', 'both_ways', 'cohort', 'clinical_rows',
+           'clinical_networks', 'clinical_step', 'clinical_scores', 'hospital', 'rhythm_runs', 'rhythm_step', 'step_of',
+           'where', 'studies', 'left_out', 'stage_settings', 'sources', 'Job', 'step_name', 'jobs', 'step_names',
+           'check_steps', 'Study', 'study_of', 'study_note', 'printed', 'places']
 
 # %% ../../nbs/pipeline/02_steps.ipynb #c43e350d
 import ast, json, re
@@ -447,10 +447,6 @@ CLINICAL_STEPS = [
 ]
 
 
-# %% ../../nbs/pipeline/02_steps.ipynb #1797d984
-STEPS = (*COHORT_STEPS, *TRAIN_STEPS, *TABLE_STEPS, *FIGURE_STEPS, *CLINICAL_STEPS)
-
-
 # %% ../../nbs/pipeline/02_steps.ipynb #7ad07487
 RHYTHM = ("rhythm_folds", "rhythm_repeats", "rhythm_methods")
 WINDOWS = "stores/leipzig/store.json"
@@ -534,7 +530,9 @@ RHYTHM_PAGES = [
         shows="windows of children the network has not seen, around the prototypes"
     ),
 ]
-STEPS = (*COHORT_STEPS, *TRAIN_STEPS, *TABLE_STEPS, *FIGURE_STEPS, *RHYTHM_STEPS, *RHYTHM_PAGES)
+STEPS = (
+    *COHORT_STEPS, *TRAIN_STEPS, *TABLE_STEPS, *FIGURE_STEPS, *CLINICAL_STEPS, *RHYTHM_STEPS, *RHYTHM_PAGES
+)
 
 # %% ../../nbs/pipeline/02_steps.ipynb #d63f546a
 def step_of(name: str, steps=STEPS) -> Step:
