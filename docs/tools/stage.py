@@ -174,8 +174,9 @@ def stage(root: Path, folder: Path) -> list[str]:
             out.write(name, notebook_links(fill(page.read_text(encoding="utf-8"), parts), every, name))
     except ValueError as error: return [str(error)]
     for path in [*(root / "docs" / "images").glob("*.png")]: out.write(f"images/{path.name}", path.read_bytes())
-    for name in ("settings.ini", "paper/claims.csv", "paper/reported.yaml"):
-        if (root / name).exists(): out.write(name, (root / name).read_bytes())
+    linked = [root / "settings.ini"] + [f for kind in ("*.csv", "*.yaml", "predictions/*.csv") for f in (root / "paper").glob(kind)]
+    for path in linked:   # files that notebooks link to
+        if path.exists(): out.write(path.relative_to(root).as_posix(), path.read_bytes())
     out.sweep()
     for empty in sorted((p for p in folder.rglob("*") if p.is_dir()), reverse=True):
         if not any(empty.iterdir()): shutil.rmtree(empty)
