@@ -518,7 +518,7 @@ def _write_tables(root: Path, truth: pd.DataFrame):
     write_text(root / "adults-subject-info.csv", "subject_id,file_name,gender,age,diagnosis,ecg_duration\n")
     write_text(root / "RECORDS", "\n".join(truth["record"]) + "\n")
 
-# %% ../../nbs/rhythms/02_electrograms.ipynb #4a6d5e4a
+# %% ../../nbs/rhythms/02_electrograms.ipynb #e9803b08
 def measured_va(
     x: np.ndarray,         # (channels, time) mV, of a tachycardia
     names,
@@ -528,7 +528,7 @@ def measured_va(
     from scipy.ndimage import gaussian_filter1d
     from scipy.signal import butter, find_peaks, sosfiltfilt
     if "RVA12" not in names or not set(CS) & set(names): return np.nan
-    sharp = sosfiltfilt(butter(3, [30, 150], "band", fs=fs, output="sos"), x, axis=1)
+    sharp = sosfiltfilt(butter(3, [60, min(150, .45 * fs)], "band", fs=fs, output="sos"), x, axis=1)
     envelope = gaussian_filter1d(np.abs(sharp), .004 * fs, axis=1)
     apex = envelope[list(names).index("RVA12")]
     beats = find_peaks(apex, height=.3 * np.percentile(apex, 99), distance=int(.2 * fs))[0]
